@@ -1,0 +1,1 @@
+"""The orchestration around cascade_ops: configuration, run directories, the job, the CLI."""
