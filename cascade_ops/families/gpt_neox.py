@@ -1,0 +1,21 @@
+"""GPT-NeoX (Pythia): multi-head attention, GELU, Q/K/V interleaved per head, parallel residual."""
+
+from __future__ import annotations
+
+from cascade_ops.families.spec import FamilySpec, Projection, family
+
+family(
+    FamilySpec(
+        name="gpt_neox",
+        model_types=("gpt_neox",),
+        blocks="layers",
+        attention="attention",
+        attention_inputs=(
+            Projection(path="attention.query_key_value", holds=("q", "k", "v"), interleaved=True),
+        ),
+        attention_output="attention.dense",
+        mlp_inputs=(Projection(path="mlp.dense_h_to_4h", holds=("up",)),),
+        mlp_output="mlp.dense_4h_to_h",
+        head_dim="head_size",
+    )
+)

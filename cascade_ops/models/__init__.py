@@ -1,0 +1,1 @@
+"""Models of our own; every other model comes from transformers."""

@@ -1,0 +1,179 @@
+"""Physical removal of units: slice the tensors whose gates are 0.
+
+The oracle is masking: a model after ``prune(model, plan)`` gives the logits of the dense model with
+those gates at 0 (``cascade_ops.gates.masked``).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from cascade_ops.anatomy import CONFIG_KEY, ModelAnatomy, anatomy_of, base_of, blocks_of, family_of, layer_anatomy
+from cascade_ops.attention import RAGGED
+from cascade_ops.errors import CheckpointError, UnsupportedFamilyError
+from cascade_ops.families import FamilySpec, Projection
+from cascade_ops.granularity import Granularity
+from cascade_ops.layer import LayerAnatomy
+from cascade_ops.linear import keep_columns, keep_rows, linear
+from cascade_ops.plan import PruningPlan
+
+
+def prune(model: nn.Module, plan: PruningPlan) -> ModelAnatomy:
+    """Remove, in place, every unit that ``plan`` does not keep.
+
+    Returns:
+        The new anatomy; its parameter count is the model's.
+
+    Raises:
+        PlanError: the plan does not fit; nothing was changed.
+        UnsupportedFamilyError: the family declares that removing such a unit differs from gating it.
+    """
+    before = anatomy_of(model)
+    after = before.after(plan)
+    base = base_of(model)
+    spec = family_of(base.config)
+    check_supported(spec, plan.granularity)
+    if plan.granularity is Granularity.LAYER:
+        _keep_blocks(base, spec, plan.keep[0])
+    else:
+        for block, layer, kept in zip(blocks_of(model), before.layers, plan.keep, strict=True):
+            if plan.granularity is Granularity.CHANNEL:
+                _keep_channels(spec, block, layer, kept)
+            else:
+                _keep_heads(spec, block, layer, kept if plan.granularity is Granularity.HEAD else layer.heads_of(kept))
+    _settle(base, spec, after)
+    return after
+
+
+def check_supported(spec: FamilySpec, granularity: Granularity) -> None:
+    """Raises UnsupportedFamilyError where the family forbids the granularity."""
+    for refused, reason in spec.unsupported:
+        if refused is granularity:
+            raise UnsupportedFamilyError(f"{spec.name}: {granularity} pruning is not possible: {reason}")
+
+
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of the config's shapes, pruned ones included, without weights (meta device).
+
+    Non-persistent buffers (rotary frequencies) are real, so that weights can be assigned to it.
+    """
+    config = copy.deepcopy(config)
+    with init_empty_weights(include_buffers=False):
+        model = _model_class(config)(config)
+    model.tie_weights()  # building on meta separates tied parameters
+    base = base_of(model)
+    record = getattr(base.config, CONFIG_KEY, None)
+    if record is not None:
+        _shape_like(model, record)
+    return model.eval()
+
+
+def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    from cascade_ops.models import classifier  # noqa: F401  (registers SignalClassifier; a cycle at module level)
+
+    for name in config.architectures or ():
+        named = getattr(transformers, name, None)
+        if named is not None:
+            return named  # type: ignore[no-any-return]
+    for auto in (AutoModelForCausalLM, AutoModel):
+        if type(config) in auto._model_mapping:
+            return auto._model_mapping[type(config)]  # type: ignore[no-any-return]
+    raise UnsupportedFamilyError(f"transformers has no model class for {type(config).__name__}")
+
+
+def _shape_like(model: PreTrainedModel, record: dict[str, Any]) -> None:
+    """Give a dense meta model the shapes in a pruned model's config record."""
+    base, blocks = base_of(model), blocks_of(model)
+    spec = family_of(base.config)
+    if len(record["layers"]) != len(blocks):
+        raise CheckpointError(
+            f"config: the record of the cut describes {len(record['layers'])} layers, the model has {len(blocks)}; "
+            "config.json was edited or is from another run"
+        )
+    for index, (block, target) in enumerate(zip(blocks, record["layers"], strict=True)):
+        dense = layer_anatomy(spec, block, index, None)
+        n_rep = dense.heads_per_kv[0]
+        kept = [group * n_rep + i for group, n in enumerate(target["heads_per_kv"]) for i in range(n)]
+        _keep_heads(spec, block, dense, tuple(kept))
+        _keep_channels(spec, block, dense, tuple(range(target["channels"])))
+    _settle(base, spec, anatomy_of(model))
+
+
+def _keep_blocks(base: PreTrainedModel, spec: FamilySpec, kept: tuple[int, ...]) -> None:
+    blocks = base.get_submodule(spec.blocks)
+    parent, _, name = spec.blocks.rpartition(".")
+    setattr(base.get_submodule(parent), name, nn.ModuleList(blocks[i] for i in kept))  # type: ignore[index]
+    for field in spec.per_layer_config:
+        values = getattr(base.config, field, None)
+        if values is not None:
+            setattr(base.config, field, [values[i] for i in kept])
+    base.config.num_hidden_layers = len(kept)
+
+
+def _keep_heads(spec: FamilySpec, block: nn.Module, layer: LayerAnatomy, heads: tuple[int, ...]) -> None:
+    groups = tuple(sorted({layer.kv_owner[head] for head in heads}))
+    kept = {"q": heads, "k": groups, "v": groups}
+    for projection in spec.attention_inputs:
+        keep_rows(linear(block, projection.path), _rows(projection, layer, kept))
+    columns = torch.arange(layer.heads * layer.head_dim).view(layer.heads, layer.head_dim)
+    keep_columns(linear(block, spec.attention_output), columns[list(heads)].flatten())
+
+
+def _keep_channels(spec: FamilySpec, block: nn.Module, layer: LayerAnatomy, channels: tuple[int, ...]) -> None:
+    kept = {"up": channels, "gate": channels}
+    for projection in spec.mlp_inputs:
+        keep_rows(linear(block, projection.path), _rows(projection, layer, kept))
+    keep_columns(linear(block, spec.mlp_output), torch.tensor(channels))
+
+
+def _rows(projection: Projection, layer: LayerAnatomy, kept: dict[str, tuple[int, ...]]) -> Int[Tensor, " rows"]:
+    """Output rows of an input projection that hold the kept units, in the order they are stored."""
+    wanted = {part: frozenset(units) for part, units in kept.items()}
+    rows, start = [], 0
+    for part, unit in _row_order(projection, layer):
+        width = layer.head_dim if part in ("q", "k", "v") else 1
+        if unit in wanted[part]:
+            rows.append(torch.arange(start, start + width))
+        start += width
+    return torch.cat(rows)
+
+
+def _row_order(projection: Projection, layer: LayerAnatomy) -> Iterator[tuple[str, int]]:
+    """(part, unit) in the order of the stored rows."""
+    if projection.interleaved:
+        for group in range(layer.kv_heads):
+            for part in projection.holds:
+                for unit in layer.heads_of((group,)) if part == "q" else (group,):
+                    yield part, unit
+        return
+    count = {"q": layer.heads, "k": layer.kv_heads, "v": layer.kv_heads, "up": layer.channels, "gate": layer.channels}
+    for part in projection.holds:
+        for unit in range(count[part]):
+            yield part, unit
+
+
+def _settle(base: PreTrainedModel, spec: FamilySpec, anatomy: ModelAnatomy) -> None:
+    """Bring everything beside the weights in line with the new shapes: attributes, numbering, config."""
+    for index, (block, layer) in enumerate(zip(base.get_submodule(spec.blocks), anatomy.layers, strict=True)):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+        for attribute in spec.attributes:
+            setattr(block.get_submodule(attribute.path), attribute.name, attribute.value(base.config, layer))
+        block.get_submodule(spec.attention).kv_owner = list(layer.kv_owner) if layer.ragged else None
+    if any(layer.ragged for layer in anatomy.layers):
+        base.set_attn_implementation(RAGGED)
+    record = [
+        {"source": layer.source, "heads_per_kv": list(layer.heads_per_kv), "channels": layer.channels}
+        for layer in anatomy.layers
+    ]
+    setattr(base.config, CONFIG_KEY, {"layers": record})
