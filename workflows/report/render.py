@@ -1,0 +1,70 @@
+"""Report to HTML, and both views to files."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import jinja2
+
+from cascade_ops.results import CompressionReport
+from workflows.report import format as fmt
+from workflows.report.machine import machine_view
+from workflows.report.view import ExampleDiagnosis, page_view
+
+
+def render_html(
+    report: CompressionReport, *, artifacts: Mapping[str, str], examples: Sequence[ExampleDiagnosis] = ()
+) -> str:
+    """The whole page as one string."""
+    page = page_view(report, artifacts=artifacts, examples=examples)
+    return _environment().get_template("template.html.j2").render(page=page, report=report, fmt=fmt)
+
+
+def write_report(
+    report: CompressionReport,
+    directory: Path,
+    *,
+    artifacts: Mapping[str, str],
+    examples: Sequence[ExampleDiagnosis] = (),
+) -> tuple[Path, Path]:
+    """Write ``report.json`` and ``report.html`` into ``directory`` and return their paths.
+
+    Each appears complete or not at all; a previous version is replaced.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    document = machine_view(report, artifacts=artifacts, examples=examples)
+    page = render_html(report, artifacts=artifacts, examples=examples)
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
+    return _write(directory / "report.json", text + "\n"), _write(directory / "report.html", page)
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write beside the target, then rename: a reader never meets half a file."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep a colleague from opening the page
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

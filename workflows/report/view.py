@@ -1,0 +1,514 @@
+"""A report as the page's template needs it: finished strings, charts and rows, no arithmetic left to do."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from markupsafe import Markup
+
+from cascade_ops.results import CompressionReport, Evaluation, Metric, ModelFigures, StageResult
+from cascade_ops.serde import to_jsonable
+from workflows.report import charts
+from workflows.report import format as fmt
+from workflows.report.heatmap import UnitMap, levels, unit_map
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleDiagnosis:
+    """One recording as both models judge it.
+
+    ``waveform`` is the window that was classified, ``envelope`` the amplitude of its (or, better, its
+    whole recording's) envelope spectrum at ``envelope_hz``. ``characteristic_hz`` names the bearing's
+    frequencies at this shaft speed; ``expected`` lists those that the true fault should raise.
+    ``dense`` and ``final`` are probabilities by class.
+    """
+
+    recording: str
+    truth: str
+    fs_hz: float
+    rpm: float
+    waveform: tuple[float, ...]
+    envelope_hz: tuple[float, ...]
+    envelope: tuple[float, ...]
+    characteristic_hz: dict[str, float]
+    dense: dict[str, float]
+    final: dict[str, float]
+    expected: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """A headline figure."""
+
+    title: str
+    value: str
+    before: str
+    after: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageView:
+    """A stage as a table row, a map and a loss curve."""
+
+    number: int
+    title: str
+    result: StageResult
+    kept: int
+    units: int
+    params: str
+    compression: str
+    cut: str
+    cut_interval: str
+    recovered: str
+    recovered_interval: str
+    recovery: str
+    time: str
+    bars: Markup | None
+    map: UnitMap | None
+    curve: Markup | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixCell:
+    count: int
+    level: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixView:
+    """One confusion matrix; ``mistakes`` are its most frequent wrong answers."""
+
+    title: str
+    classes: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[MatrixCell, ...]], ...]
+    mistakes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallRow:
+    name: str
+    dense: float | None
+    final: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassShare:
+    name: str
+    dense: float
+    final: float
+    truth: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrequencyRow:
+    name: str
+    hz: str
+    prominence: str
+    expected: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleView:
+    """One diagnosed recording."""
+
+    source: ExampleDiagnosis
+    verdict: str
+    right: bool
+    dense_answer: str
+    final_answer: str
+    shares: tuple[ClassShare, ...]
+    frequencies: tuple[FrequencyRow, ...]
+    waveform: Markup
+    spectrum: Markup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageView:
+    """Everything on the page."""
+
+    title: str
+    headline: tuple[str, ...]
+    summary: tuple[str, ...]
+    notes: tuple[str, ...]
+    metric: str
+    tiles: tuple[Tile, ...]
+    measured: tuple[tuple[str, str, str, str], ...]
+    stage_chart: Markup
+    stages: tuple[StageView, ...]
+    matrices: tuple[MatrixView, ...]
+    recalls: tuple[RecallRow, ...]
+    examples: tuple[ExampleView, ...]
+    dense_curve: Markup | None
+    dense_training: str
+    provenance: tuple[tuple[str, str], ...]
+    config: str
+    keys: dict[str, Markup] = field(default_factory=dict)
+
+
+def page_view(
+    report: CompressionReport, *, artifacts: Mapping[str, str], examples: Sequence[ExampleDiagnosis] = ()
+) -> PageView:
+    """Turn a report into what the template prints."""
+    dense, final = report.dense, report.final
+    style = fmt.metric_style(final.evaluation.metric.name)
+    training = report.dense_training
+    return PageView(
+        title=f"{report.dataset} · {report.model}",
+        headline=_headline(report, style),
+        summary=_summary(report, style),
+        notes=_notes(report),
+        metric=style.title,
+        tiles=_tiles(report, style),
+        measured=_measured(dense, final, style),
+        stage_chart=charts.stage_chart(_points(report), style),
+        stages=tuple(_stage(report, stage, style) for stage in report.stages),
+        matrices=_matrices(report),
+        recalls=_recalls(dense.evaluation, final.evaluation),
+        examples=tuple(_example(example) for example in examples),
+        dense_curve=charts.loss_curve(training.losses, "Loss of the dense training") if training else None,
+        dense_training=_recovery_text(training.steps, training.batch_size, training.seconds)
+        if training
+        else "",
+        provenance=_provenance(report, artifacts),
+        config=json.dumps(to_jsonable(report.config), indent=2, ensure_ascii=False, default=str),
+        keys={
+            "ramp": charts.swatches(),
+            **{name: charts.key_square(name) for name in ("kept", "removed", "share")},
+            **{name: charts.dot_key(name) for name in ("dense", "cut", "final")},
+        },
+    )
+
+
+def _headline(report: CompressionReport, style: fmt.MetricStyle) -> tuple[str, ...]:
+    before, after = report.dense.evaluation.metric, report.final.evaluation.metric
+    return (
+        f"{fmt.factor(report.backbone_compression)} smaller backbone",
+        f"{style.title} {style.value(before.value)} → {style.value(after.value)}",
+        fmt.speed(report.dense.latency_ms.median, report.final.latency_ms.median),
+    )
+
+
+def _summary(report: CompressionReport, style: fmt.MetricStyle) -> tuple[str, ...]:
+    before, after = report.dense.evaluation.metric, report.final.evaluation.metric
+    sentences = [
+        f"On the test side of split {report.split} ({fmt.integer(after.samples)} samples), {style.title} went from "
+        f"{style.value(before.value)} (95 % CI {style.interval(before.low, before.high)}) to "
+        f"{style.value(after.value)} (95 % CI {style.interval(after.low, after.high)})."
+    ]
+    if all(map(math.isfinite, (before.low, before.high, after.low, after.high))):
+        apart = before.high < after.low or after.high < before.low
+        sentences.append(f"The two intervals {'do not overlap' if apart else 'overlap'}.")
+    cuts = " → ".join(
+        f"{fmt.granularity(s.granularity).lower()} −{fmt.percent(s.ratio, 0)}" for s in report.stages
+    )
+    if cuts:
+        sentences.append(f"Removed in order: {cuts}; recovery training after each cut.")
+    return tuple(sentences)
+
+
+def _notes(report: CompressionReport) -> tuple[str, ...]:
+    """What a reader must know before believing the figures."""
+    notes = []
+    if report.data.get("source") == "simulated":
+        notes.append("The data are simulated: these figures say nothing about a real machine.")
+    given = report.data.get("notes", ())
+    notes += [given] if isinstance(given, str) else [str(note) for note in given]
+    if len(report.seeds) == 1:
+        notes.append(f"One seed ({report.seeds[0]}): the spread over seeds is unknown.")
+    return tuple(notes)
+
+
+def _tiles(report: CompressionReport, style: fmt.MetricStyle) -> tuple[Tile, ...]:
+    dense, final = report.dense, report.final
+    before, after = dense.evaluation.metric, final.evaluation.metric
+    latency = final.latency_ms
+    threads = f"{latency.threads} thread{'s' if latency.threads != 1 else ''}"
+    return (
+        Tile(
+            title="Backbone parameters",
+            value=f"{fmt.factor(report.backbone_compression)} smaller",
+            before=fmt.count(dense.backbone_params),
+            after=fmt.count(final.backbone_params),
+            note=f"all parameters: {fmt.factor(report.total_compression)} smaller",
+        ),
+        Tile(
+            title=style.title.capitalize() if style.title.islower() else style.title,
+            value=style.change(before.value, after.value),
+            before=style.value(before.value),
+            after=style.value(after.value),
+            note=f"95 % CI {style.interval(after.low, after.high)}",
+        ),
+        Tile(
+            title="Latency, one sample",
+            value=fmt.speed(dense.latency_ms.median, latency.median),
+            before=fmt.milliseconds(dense.latency_ms.median),
+            after=fmt.milliseconds(latency.median),
+            note=f"median of {fmt.integer(latency.runs)} runs, {threads}",
+        ),
+        Tile(
+            title="Size on disk",
+            value=f"{fmt.factor(dense.size_bytes / max(1, final.size_bytes))} smaller",
+            before=fmt.size(dense.size_bytes),
+            after=fmt.size(final.size_bytes),
+            note="safetensors",
+        ),
+    )
+
+
+def _measured(
+    dense: ModelFigures, final: ModelFigures, style: fmt.MetricStyle
+) -> tuple[tuple[str, str, str, str], ...]:
+    """(figure, dense, compressed, ratio or change)."""
+    a, b = dense.latency_ms, final.latency_ms
+
+    def ratio(before: float, after: float) -> str:
+        return fmt.factor(before / after) if after else fmt.MISSING
+
+    def with_interval(metric: Metric, how: fmt.MetricStyle) -> str:
+        return f"{how.value(metric.value)} ({how.interval(metric.low, metric.high)})"
+
+    def metric_row(before: Metric, after: Metric) -> tuple[str, str, str, str]:
+        how = fmt.metric_style(after.name)
+        change = how.change(before.value, after.value)
+        return (f"{how.title} (95 % CI)", with_interval(before, how), with_interval(after, how), change)
+
+    rows = [
+        metric_row(dense.evaluation.metric, final.evaluation.metric),
+        *(
+            metric_row(dense.evaluation.extra[name], metric)
+            for name, metric in final.evaluation.extra.items()
+            if name in dense.evaluation.extra
+        ),
+        (
+            "loss",
+            fmt.significant(dense.evaluation.loss),
+            fmt.significant(final.evaluation.loss),
+            fmt.metric_style("loss").change(dense.evaluation.loss, final.evaluation.loss),
+        ),
+        (
+            "backbone parameters",
+            fmt.integer(dense.backbone_params),
+            fmt.integer(final.backbone_params),
+            ratio(dense.backbone_params, final.backbone_params),
+        ),
+        (
+            "all parameters",
+            fmt.integer(dense.total_params),
+            fmt.integer(final.total_params),
+            ratio(dense.total_params, final.total_params),
+        ),
+        (
+            "size on disk",
+            fmt.size(dense.size_bytes),
+            fmt.size(final.size_bytes),
+            ratio(dense.size_bytes, final.size_bytes),
+        ),
+        (
+            "latency, median",
+            fmt.milliseconds(a.median),
+            fmt.milliseconds(b.median),
+            ratio(a.median, b.median),
+        ),
+        ("latency, 5th to 95th percentile", _span(a.p5, a.p95), _span(b.p5, b.p95), ""),
+    ]
+    return tuple(rows)
+
+
+def _span(low: float, high: float) -> str:
+    return f"{fmt.significant(low)}–{fmt.milliseconds(high)}"
+
+
+def _points(report: CompressionReport) -> list[charts.StagePoint]:
+    points = [
+        charts.StagePoint(
+            title="Dense",
+            subtitle="before",
+            params=report.dense.backbone_params,
+            cut=None,
+            recovered=report.dense.evaluation.metric,
+        )
+    ]
+    short = {"head": "Heads", "channel": "Channels"}
+    for stage in report.stages:
+        points.append(
+            charts.StagePoint(
+                title=short.get(stage.granularity, fmt.granularity(stage.granularity)),
+                subtitle=f"{fmt.MINUS}{fmt.percent(stage.ratio, 0)}",
+                params=stage.params,
+                cut=stage.before_recovery.metric,
+                recovered=stage.after_recovery.metric,
+            )
+        )
+    return points
+
+
+def _stage(report: CompressionReport, stage: StageResult, style: fmt.MetricStyle) -> StageView:
+    before, after = stage.before_recovery.metric, stage.after_recovery.metric
+    by_layer = stage.granularity == "layer"
+    title = fmt.granularity(stage.granularity)
+    return StageView(
+        number=report.stages.index(stage) + 1,
+        title=title,
+        result=stage,
+        kept=sum(len(layer.kept) for layer in stage.layers),
+        units=len(stage.layers) if by_layer else sum(len(layer.scores) for layer in stage.layers),
+        params=fmt.integer(stage.params),
+        compression=fmt.factor(report.dense.backbone_params / max(1, stage.params)),
+        cut=style.value(before.value),
+        cut_interval=style.interval(before.low, before.high),
+        recovered=style.value(after.value),
+        recovered_interval=style.interval(after.low, after.high),
+        recovery=_recovery_text(stage.recovery.steps, stage.recovery.batch_size, stage.recovery.seconds),
+        time=fmt.duration(stage.seconds),
+        bars=charts.layer_bars(stage.layers, levels(stage)) if by_layer else None,
+        map=None if by_layer else unit_map(stage, _gone(report, stage)),
+        curve=charts.loss_curve(stage.recovery.losses, f"Recovery loss after the cut of {title.lower()}"),
+    )
+
+
+def _gone(report: CompressionReport, stage: StageResult) -> dict[int, str]:
+    """Dense layers that an earlier stage removed, with which one did."""
+    gone = {}
+    for number, earlier in enumerate(report.stages, start=1):
+        if earlier is stage:
+            break
+        if earlier.granularity == "layer":
+            gone |= {
+                layer.source: f"whole layer removed in stage {number}"
+                for layer in earlier.layers
+                if not layer.kept
+            }
+    return gone
+
+
+def _recovery_text(steps: int, batch_size: int, seconds: float) -> str:
+    return f"{fmt.integer(steps)} steps of {batch_size}, {fmt.duration(seconds)}"
+
+
+def _matrices(report: CompressionReport) -> tuple[MatrixView, ...]:
+    pairs = (("Dense", report.dense.evaluation), ("Compressed", report.final.evaluation))
+    return tuple(_matrix(title, evaluation) for title, evaluation in pairs if evaluation.confusion)
+
+
+def _matrix(title: str, evaluation: Evaluation) -> MatrixView:
+    names = evaluation.classes
+    rows = []
+    for name, counts in zip(names, evaluation.confusion, strict=True):
+        total = sum(counts)
+        rows.append((name, tuple(MatrixCell(count=n, level=_share_level(n, total)) for n in counts)))
+    wrong = sorted(
+        (
+            (n, names[i], names[j])
+            for i, counts in enumerate(evaluation.confusion)
+            for j, n in enumerate(counts)
+            if i != j and n
+        ),
+        key=lambda item: -item[0],
+    )
+    mistakes = tuple(f"{truth} taken for {answer}: {fmt.integer(n)}" for n, truth, answer in wrong[:3])
+    return MatrixView(title=title, classes=names, rows=tuple(rows), mistakes=mistakes)
+
+
+def _share_level(count: int, total: int) -> str:
+    """Eight steps by the share of the true class; an empty cell has none."""
+    return f"m{min(7, math.floor(8 * count / total))}" if count else "m-none"
+
+
+def _recalls(dense: Evaluation, final: Evaluation) -> tuple[RecallRow, ...]:
+    names = list(dict.fromkeys((*dense.classes, *final.classes)))
+    if not (dense.per_class or final.per_class):
+        return ()
+    return tuple(RecallRow(name=n, dense=_known(dense, n), final=_known(final, n)) for n in names)
+
+
+def _known(evaluation: Evaluation, name: str) -> float | None:
+    value = evaluation.per_class.get(name)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _example(example: ExampleDiagnosis) -> ExampleView:
+    dense, final = _answer(example.dense), _answer(example.final)
+    right = final[0] == example.truth
+    if right:
+        verdict = f"Diagnosed right: {final[0]}"
+    else:
+        verdict = f"Diagnosed wrong: {final[0]}, truly {example.truth}"
+    names = dict.fromkeys((*example.dense, *example.final))
+    shares = sorted(
+        (
+            ClassShare(
+                name=name,
+                dense=_probability(example.dense, name),
+                final=_probability(example.final, name),
+                truth=name == example.truth,
+            )
+            for name in names
+        ),
+        key=lambda share: -max(share.dense, share.final),
+    )
+    frequencies = []
+    for name, hz in sorted(example.characteristic_hz.items(), key=lambda item: item[1]):
+        times = charts.prominence(example.envelope_hz, example.envelope, hz)
+        frequencies.append(
+            FrequencyRow(
+                name=name,
+                hz=f"{fmt.significant(hz, 4)}{fmt.NBSP}Hz",
+                prominence=fmt.factor(times),
+                expected=name in example.expected,
+            )
+        )
+    return ExampleView(
+        source=example,
+        verdict=verdict,
+        right=right,
+        dense_answer=f"{dense[0]} ({fmt.percent(dense[1], 0)})",
+        final_answer=f"{final[0]} ({fmt.percent(final[1], 0)})",
+        shares=tuple(shares[:5]),
+        frequencies=tuple(frequencies),
+        waveform=charts.waveform_chart(example.waveform, example.fs_hz),
+        spectrum=charts.spectrum_chart(
+            example.envelope_hz, example.envelope, example.characteristic_hz, example.expected
+        ),
+    )
+
+
+def _probability(probabilities: Mapping[str, float], name: str) -> float:
+    value = probabilities.get(name, 0.0)
+    return value if math.isfinite(value) else 0.0
+
+
+def _answer(probabilities: Mapping[str, float]) -> tuple[str, float]:
+    """The likeliest class; ("no answer", NaN) where every probability is unknown."""
+    usable = [(name, value) for name, value in probabilities.items() if math.isfinite(value)]
+    return max(usable, key=lambda item: item[1], default=("no answer", math.nan))
+
+
+def _provenance(report: CompressionReport, artifacts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    rows = [
+        ("task", report.task),
+        ("dataset", report.dataset),
+        ("split", report.split),
+        ("seeds", ", ".join(map(str, report.seeds))),
+        ("model", report.model),
+        ("run time", fmt.duration(report.seconds)),
+    ]
+    for prefix, values in (("artifact", artifacts), ("data", report.data), ("provenance", report.provenance)):
+        rows += _flat(prefix, to_jsonable(values))
+    return tuple(rows)
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+    """Nested mappings as dotted rows; lists of plain values on one line."""
+    if isinstance(value, dict):
+        return [row for key, item in value.items() for row in _flat(f"{prefix}.{key}", item)]
+    if isinstance(value, list):
+        if any(isinstance(item, (dict, list)) for item in value):
+            return [(prefix, json.dumps(value, ensure_ascii=False, default=str))]
+        return [(prefix, ", ".join(map(str, value)) or fmt.MISSING)]
+    return [(prefix, fmt.MISSING if value in (None, "") else str(value))]
