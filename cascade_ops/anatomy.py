@@ -144,7 +144,9 @@ def anatomy_of(model: nn.Module | PreTrainedConfig) -> ModelAnatomy:
     )
 
 
-def layer_anatomy(spec: FamilySpec, block: nn.Module, index: int, record: dict[str, Any] | None) -> LayerAnatomy:
+def layer_anatomy(
+    spec: FamilySpec, block: nn.Module, index: int, record: dict[str, Any] | None
+) -> LayerAnatomy:
     """Measure one live block. ``record`` is its entry in a pruned model's config, None for a dense one."""
     head_dim = int(getattr(block.get_submodule(spec.attention), spec.head_dim))
     output, down = linear(block, spec.attention_output), linear(block, spec.mlp_output)
@@ -177,4 +179,3 @@ def layer_anatomy(spec: FamilySpec, block: nn.Module, index: int, record: dict[s
         params_kv=params_kv,
         params_channel=params_channel,
     )
-

@@ -63,7 +63,9 @@ class Gates:
         )
 
     @classmethod
-    def from_plan(cls, anatomy: ModelAnatomy, plan: PruningPlan, *, device: torch.device | str = "cpu") -> Gates:
+    def from_plan(
+        cls, anatomy: ModelAnatomy, plan: PruningPlan, *, device: torch.device | str = "cpu"
+    ) -> Gates:
         """Gates at 0 for every unit that the plan removes. Raises PlanError."""
         plan.validate(anatomy)
         gates = cls.ones(anatomy, device=device)

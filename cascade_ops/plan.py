@@ -48,7 +48,9 @@ class PruningPlan:
         """Raises PlanError if the plan does not fit the anatomy or would empty a layer."""
         units = anatomy.units(self.granularity)
         if len(self.keep) != len(units):
-            what = "one list of kept layers" if self.granularity is Granularity.LAYER else "one list per layer"
+            what = (
+                "one list of kept layers" if self.granularity is Granularity.LAYER else "one list per layer"
+            )
             raise PlanError(f"{self.granularity} plan: expected {what} ({len(units)}), got {len(self.keep)}")
         for index, (row, n) in enumerate(zip(self.keep, units, strict=True)):
             if not row:
@@ -71,7 +73,9 @@ class PruningPlan:
             )
         for index, (row, further) in enumerate(zip(self.keep, later.keep, strict=True)):
             if further and further[-1] >= len(row):
-                raise PlanError(f"layer {index}: {len(row)} units are left to choose from, got index {further[-1]}")
+                raise PlanError(
+                    f"layer {index}: {len(row)} units are left to choose from, got index {further[-1]}"
+                )
         rows = zip(self.keep, later.keep, strict=True)
         return PruningPlan.from_keep(self.granularity, ([row[i] for i in further] for row, further in rows))
 

@@ -17,7 +17,15 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from cascade_ops.anatomy import CONFIG_KEY, ModelAnatomy, anatomy_of, base_of, blocks_of, family_of, layer_anatomy
+from cascade_ops.anatomy import (
+    CONFIG_KEY,
+    ModelAnatomy,
+    anatomy_of,
+    base_of,
+    blocks_of,
+    family_of,
+    layer_anatomy,
+)
 from cascade_ops.attention import RAGGED
 from cascade_ops.errors import CheckpointError, UnsupportedFamilyError
 from cascade_ops.families import FamilySpec, Projection
@@ -49,7 +57,9 @@ def prune(model: nn.Module, plan: PruningPlan) -> ModelAnatomy:
             if plan.granularity is Granularity.CHANNEL:
                 _keep_channels(spec, block, layer, kept)
             else:
-                _keep_heads(spec, block, layer, kept if plan.granularity is Granularity.HEAD else layer.heads_of(kept))
+                _keep_heads(
+                    spec, block, layer, kept if plan.granularity is Granularity.HEAD else layer.heads_of(kept)
+                )
     _settle(base, spec, after)
     return after
 
@@ -128,14 +138,18 @@ def _keep_heads(spec: FamilySpec, block: nn.Module, layer: LayerAnatomy, heads: 
     keep_columns(linear(block, spec.attention_output), columns[list(heads)].flatten())
 
 
-def _keep_channels(spec: FamilySpec, block: nn.Module, layer: LayerAnatomy, channels: tuple[int, ...]) -> None:
+def _keep_channels(
+    spec: FamilySpec, block: nn.Module, layer: LayerAnatomy, channels: tuple[int, ...]
+) -> None:
     kept = {"up": channels, "gate": channels}
     for projection in spec.mlp_inputs:
         keep_rows(linear(block, projection.path), _rows(projection, layer, kept))
     keep_columns(linear(block, spec.mlp_output), torch.tensor(channels))
 
 
-def _rows(projection: Projection, layer: LayerAnatomy, kept: dict[str, tuple[int, ...]]) -> Int[Tensor, " rows"]:
+def _rows(
+    projection: Projection, layer: LayerAnatomy, kept: dict[str, tuple[int, ...]]
+) -> Int[Tensor, " rows"]:
     """Output rows of an input projection that hold the kept units, in the order they are stored."""
     wanted = {part: frozenset(units) for part, units in kept.items()}
     rows, start = [], 0
@@ -155,7 +169,13 @@ def _row_order(projection: Projection, layer: LayerAnatomy) -> Iterator[tuple[st
                 for unit in layer.heads_of((group,)) if part == "q" else (group,):
                     yield part, unit
         return
-    count = {"q": layer.heads, "k": layer.kv_heads, "v": layer.kv_heads, "up": layer.channels, "gate": layer.channels}
+    count = {
+        "q": layer.heads,
+        "k": layer.kv_heads,
+        "v": layer.kv_heads,
+        "up": layer.channels,
+        "gate": layer.channels,
+    }
     for part in projection.holds:
         for unit in range(count[part]):
             yield part, unit

@@ -10,4 +10,15 @@ from cascade_ops.families.spec import FAMILIES, Attribute, FamilySpec, Projectio
 # Each import registers its family.
 from cascade_ops.families import bert, gpt2, gpt_neox, llama, opt  # isort: skip
 
-__all__ = ["FAMILIES", "Attribute", "FamilySpec", "Projection", "bert", "family", "gpt2", "gpt_neox", "llama", "opt"]
+__all__ = [
+    "FAMILIES",
+    "Attribute",
+    "FamilySpec",
+    "Projection",
+    "bert",
+    "family",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "opt",
+]

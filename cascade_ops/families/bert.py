@@ -20,7 +20,9 @@ family(
         mlp_output="output.dense",
         head_dim="attention_head_size",
         attributes=(
-            Attribute(path="attention.self", name="num_attention_heads", value=lambda config, layer: layer.heads),
+            Attribute(
+                path="attention.self", name="num_attention_heads", value=lambda config, layer: layer.heads
+            ),
             Attribute(
                 path="attention.self",
                 name="all_head_size",

@@ -26,7 +26,9 @@ family(
         mlp_output="mlp.c_proj",
         attributes=(
             Attribute(path="attn", name="num_heads", value=lambda config, layer: layer.heads),
-            Attribute(path="attn", name="split_size", value=lambda config, layer: layer.heads * layer.head_dim),
+            Attribute(
+                path="attn", name="split_size", value=lambda config, layer: layer.heads * layer.head_dim
+            ),
             Attribute(path="attn", name="scaling", value=_scaling),
         ),
     )

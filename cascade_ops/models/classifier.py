@@ -58,7 +58,9 @@ class SignalClassifierConfig(PreTrainedConfig):
         self.patch = patch
         self.classes = list(classes)
         self.head_dropout = head_dropout
-        super().__init__(id2label=dict(enumerate(self.classes)), **{k: v for k, v in kwargs.items() if k != "id2label"})
+        super().__init__(
+            id2label=dict(enumerate(self.classes)), **{k: v for k, v in kwargs.items() if k != "id2label"}
+        )
 
 
 class PatchFrontEnd(nn.Module):

@@ -1,0 +1,215 @@
+"""The cascade: score, cut, recover, evaluate; again on what is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from torch import nn
+
+from cascade_ops.anatomy import ModelAnatomy, anatomy_of
+from cascade_ops.batches import sequential
+from cascade_ops.criteria import CRITERIA
+from cascade_ops.errors import PlanError, UsageError
+from cascade_ops.evaluation import evaluate
+from cascade_ops.granularity import Granularity
+from cascade_ops.plan import PruningPlan
+from cascade_ops.planning import check_reachable, plan_ratio, plan_target
+from cascade_ops.progress import Progress, silent
+from cascade_ops.recovery import recover
+from cascade_ops.results import LayerScores, StageResult
+from cascade_ops.schedule import CascadeSchedule, Recovery, Stage
+from cascade_ops.scoring import ImportanceScores, Scores, score
+from cascade_ops.surgery import prune
+from cascade_ops.tasks import TaskData
+
+CALIBRATION_BATCH = 32
+
+
+def default_schedule(
+    target: float, *, recovery: Recovery | None = None, heads: Granularity = Granularity.HEAD
+) -> CascadeSchedule:
+    """Layers, then heads, then channels, to a backbone compression of ``target``.
+
+    Each stage multiplies the compression: layers ``target^0.40``, heads ``target^0.25``, and channels
+    the rest, since they alone are fine enough to hit the target within 1 %. Most of the recovery goes
+    to the last stage.
+    """
+    return CascadeSchedule(
+        stages=(
+            Stage(granularity=Granularity.LAYER, target=target**0.40, share=1.0),
+            Stage(granularity=heads, target=target**0.65, share=1.0),
+            Stage(granularity=Granularity.CHANNEL, target=target, share=2.0),
+        ),
+        recovery=recovery or Recovery(),
+    )
+
+
+def validate_schedule(schedule: CascadeSchedule, anatomy: ModelAnatomy) -> None:
+    """Everything that can be refused before any work.
+
+    Raises:
+        UnknownNameError: no such criterion.
+        UsageError: a criterion cannot score its stage's granularity.
+        PlanError: a target that no plan reaches.
+    """
+    for index, stage in enumerate(schedule.stages):
+        criterion = CRITERIA[stage.criterion]
+        if stage.granularity not in criterion.granularities:
+            possible = ", ".join(sorted(criterion.granularities))
+            raise UsageError(
+                f"stages.{index}: criterion {stage.criterion!r} scores {possible}, not {stage.granularity}"
+            )
+        if stage.target is not None:
+            upto = tuple(earlier.granularity for earlier in schedule.stages[: index + 1])
+            try:
+                check_reachable(anatomy, upto, int(anatomy.backbone_params / stage.target))
+            except PlanError as error:
+                raise PlanError(f"stages.{index}.target: {error}") from None
+
+
+def plan_stage(
+    stage: Stage, scores: ImportanceScores, anatomy: ModelAnatomy, dense: ModelAnatomy
+) -> PruningPlan:
+    """The plan of one stage. Raises PlanError."""
+    if stage.ratio is not None:
+        return plan_ratio(scores, stage.ratio, allocation=stage.allocation)
+    assert stage.target is not None  # Stage has one of the two
+    return plan_target(
+        scores, anatomy, int(dense.backbone_params / stage.target), allocation=stage.allocation
+    )
+
+
+def dense_scores(model: nn.Module, schedule: CascadeSchedule, data: TaskData, *, seed: int) -> Scores:
+    """All scores that a one-shot schedule (``rescore=False``) will need, on the model as it is now."""
+    names = tuple(dict.fromkeys(stage.criterion for stage in schedule.stages))
+    return score(model, sequential(data.calibration, CALIBRATION_BATCH), names, seed=seed)
+
+
+def run_stage(
+    model: nn.Module,
+    schedule: CascadeSchedule,
+    index: int,
+    *,
+    data: TaskData,
+    dense: ModelAnatomy,
+    seed: int,
+    scores: Scores | None = None,
+    progress: Progress = silent,
+) -> StageResult:
+    """Carry out stage ``index`` in place.
+
+    Randomness depends on ``seed`` and ``index`` only, so a stage that is run again after an
+    interruption gives the same weights.
+
+    Args:
+        dense: the anatomy that targets are relative to.
+        scores: estimates to use instead of scoring the model now (one-shot).
+    """
+    began = time.perf_counter()
+    stage, steps = schedule.stages[index], schedule.steps()[index]
+    anatomy = anatomy_of(model)
+    progress("score", 0, 1)
+    if scores is None:
+        batches = sequential(data.calibration, CALIBRATION_BATCH)
+        scores = score(model, batches, (stage.criterion,), seed=seed)
+    chosen = scores[stage.criterion, stage.granularity]
+    plan = plan_stage(stage, chosen, anatomy, dense)
+    progress("score", 1, 1)
+    after = prune(model, plan)
+    before_recovery = evaluate(model, data.test, task=data.task, classes=data.classes)
+    recovery = recover(
+        model, data.train, schedule.recovery, steps=steps, seed=seed * 1000 + index, progress=progress
+    )
+    after_recovery = (
+        evaluate(model, data.test, task=data.task, classes=data.classes) if steps else before_recovery
+    )
+    units, kept = sum(anatomy.units(plan.granularity)), sum(len(row) for row in plan.keep)
+    return StageResult(
+        index=index,
+        granularity=stage.granularity.value,
+        criterion=stage.criterion,
+        allocation=stage.allocation,
+        ratio=1 - kept / units,
+        params=after.backbone_params,
+        params_total=after.total_params,
+        layers=_layer_scores(chosen, plan, anatomy),
+        before_recovery=before_recovery,
+        after_recovery=after_recovery,
+        recovery=recovery,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _layer_scores(
+    scores: ImportanceScores, plan: PruningPlan, anatomy: ModelAnatomy
+) -> tuple[LayerScores, ...]:
+    sources = [layer.source for layer in anatomy.layers]
+    if plan.granularity is Granularity.LAYER:
+        kept = set(plan.keep[0])
+        return tuple(
+            LayerScores(source=source, scores=(value,), kept=(0,) if position in kept else ())
+            for position, (source, value) in enumerate(
+                zip(sources, scores.per_layer[0].tolist(), strict=True)
+            )
+        )
+    return tuple(
+        LayerScores(source=source, scores=tuple(row.tolist()), kept=keep)
+        for source, row, keep in zip(sources, scores.per_layer, plan.keep, strict=True)
+    )
+
+
+def plan_of(result: StageResult) -> PruningPlan:
+    """The plan that a finished stage carried out."""
+    if result.granularity == Granularity.LAYER:
+        keep = [[position for position, layer in enumerate(result.layers) if layer.kept]]
+    else:
+        keep = [list(layer.kept) for layer in result.layers]
+    return PruningPlan.from_keep(result.granularity, keep)
+
+
+def carry_over(scores: Scores, plan: PruningPlan) -> Scores:
+    """One-shot estimates after a cut: those of the units that are left. Estimates that cannot be carried
+    over (heads ↔ KV groups) are dropped."""
+    carried: Scores = {}
+    for key, one in scores.items():
+        if {plan.granularity, one.granularity} != {Granularity.HEAD, Granularity.KV_GROUP}:
+            carried[key] = one.restrict(plan)
+    return carried
+
+
+def iterate_cascade(
+    model: nn.Module,
+    schedule: CascadeSchedule,
+    data: TaskData,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Iterator[StageResult]:
+    """Run the stages one by one, in place, yielding after each."""
+    dense = anatomy_of(model)
+    validate_schedule(schedule, dense)
+    scores = None if schedule.rescore else dense_scores(model, schedule, data, seed=seed)
+    for index in range(len(schedule.stages)):
+        result = run_stage(
+            model, schedule, index, data=data, dense=dense, seed=seed, scores=scores, progress=progress
+        )
+        if scores is not None:
+            scores = carry_over(scores, plan_of(result))
+        yield result
+
+
+def run_cascade(
+    model: nn.Module,
+    schedule: CascadeSchedule,
+    data: TaskData,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> tuple[StageResult, ...]:
+    """Compress ``model`` in place by the whole schedule.
+
+    Raises:
+        UsageError: the schedule cannot be carried out on this model; nothing was changed.
+    """
+    return tuple(iterate_cascade(model, schedule, data, seed=seed, progress=progress))

@@ -1,0 +1,102 @@
+"""Low-rank recovery between stages: LoRA on the pruned shapes, merged before the next scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import peft
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from cascade_ops.anatomy import anatomy_of, blocks_of
+from cascade_ops.batches import Batch
+from cascade_ops.linear import in_features, linear, out_features
+from cascade_ops.progress import Progress, silent
+from cascade_ops.results import RecoveryResult
+from cascade_ops.schedule import Recovery
+from cascade_ops.training import TrainConfig, fit
+
+
+def recover(
+    model: nn.Module, train: Batch, recovery: Recovery, *, steps: int, seed: int, progress: Progress = silent
+) -> RecoveryResult:
+    """Mend a pruned model in place; plain weights remain (every adapter is merged).
+
+    ``steps`` is this stage's part of the budget; 0 returns at once.
+    """
+    config = TrainConfig(
+        steps=steps,
+        batch_size=recovery.batch_size,
+        learning_rate=recovery.learning_rate,
+        warmup=recovery.warmup,
+        weight_decay=recovery.weight_decay,
+    )
+    if steps == 0:
+        return RecoveryResult(
+            steps=0, batch_size=recovery.batch_size, trainable_params=0, losses=(), seconds=0.0
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # adapters' initial values
+        if recovery.method == "full":
+            model.requires_grad_(True)
+            return fit(model, train, config, seed=seed, progress=progress, phase="recover")
+        with adapted(model, recovery):
+            return fit(model, train, config, seed=seed, progress=progress, phase="recover")
+
+
+@contextmanager
+def adapted(model: nn.Module, recovery: Recovery) -> Iterator[None]:
+    """Within this context the backbone has LoRA adapters and only they (and what ``unfreeze`` names)
+    require gradients; on leaving, the adapters are merged exactly and everything requires gradients."""
+    targets = lora_paths(model)
+    ranks = {path: min(recovery.rank, _smaller_side(model, path)) for path in targets}
+    fan_in_fan_out = isinstance(model.get_submodule(targets[0]), Conv1D)
+    config = peft.LoraConfig(
+        r=recovery.rank,
+        lora_alpha=recovery.alpha,
+        target_modules=list(targets),
+        rank_pattern={f"^{path}$": rank for path, rank in ranks.items()},
+        alpha_pattern={f"^{path}$": recovery.alpha * rank / recovery.rank for path, rank in ranks.items()},
+        fan_in_fan_out=fan_in_fan_out,
+    )
+    peft.inject_adapter_in_model(config, model)
+    _unfreeze(model, recovery.unfreeze)
+    try:
+        yield
+    finally:
+        for path in targets:
+            layer = model.get_submodule(path)
+            layer.merge()
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, layer.get_base_layer())
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        model.requires_grad_(True)
+
+
+def lora_paths(model: nn.Module) -> tuple[str, ...]:
+    """Full paths of the linear maps to adapt, derived from the anatomy."""
+    blocks = {id(block) for block in blocks_of(model)}
+    inside = anatomy_of(model).lora_targets()
+    return tuple(
+        f"{name}.{path}" for name, module in model.named_modules() if id(module) in blocks for path in inside
+    )
+
+
+def _smaller_side(model: nn.Module, path: str) -> int:
+    module = linear(model, path)
+    return min(in_features(module), out_features(module))
+
+
+def _unfreeze(model: nn.Module, parts: tuple[str, ...]) -> None:
+    backbone = {id(parameter) for parameter in blocks_of(model).parameters()}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in backbone:
+                parameter.requires_grad_("rest" in parts)
+            elif "norms" in parts and "norm" in type(module).__name__.lower():
+                parameter.requires_grad_(True)
+            elif "biases" in parts and name == "bias":
+                parameter.requires_grad_(True)

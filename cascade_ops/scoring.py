@@ -1,0 +1,120 @@
+"""From calibration batches to importance scores, for all granularities in one sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cascade_ops.anatomy import ModelAnatomy, anatomy_of, base_of, blocks_of, family_of
+from cascade_ops.batches import Batch, on_device
+from cascade_ops.criteria import CRITERIA, LayerView
+from cascade_ops.errors import DataError, PlanError
+from cascade_ops.granularity import Granularity
+from cascade_ops.plan import PruningPlan
+from cascade_ops.statistics import Statistics, collect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportanceScores:
+    """Scores of all units of one granularity, higher = keep.
+
+    ``per_layer`` has one tensor per layer; for LAYER a single tensor with one score per layer.
+    """
+
+    granularity: Granularity
+    criterion: str
+    per_layer: tuple[Float[Tensor, " units"], ...]
+    samples: int
+
+    def restrict(self, plan: PruningPlan) -> ImportanceScores:
+        """The scores of what ``plan`` leaves, for pruning several granularities from one estimate."""
+        if plan.granularity is self.granularity:
+            rows = tuple(row[list(keep)] for row, keep in zip(self.per_layer, plan.keep, strict=True))
+        elif plan.granularity is Granularity.LAYER:
+            rows = tuple(self.per_layer[i] for i in plan.keep[0])
+        elif {plan.granularity, self.granularity} == {Granularity.HEAD, Granularity.KV_GROUP}:
+            raise PlanError(
+                "scores of heads and of KV groups cannot be carried over to each other: score again"
+            )
+        else:
+            return self
+        return ImportanceScores(
+            granularity=self.granularity, criterion=self.criterion, per_layer=rows, samples=self.samples
+        )
+
+
+Scores = dict[tuple[str, Granularity], ImportanceScores]
+
+
+def score(
+    model: nn.Module, batches: Iterable[Batch], criteria: Sequence[str] = ("taylor",), *, seed: int = 0
+) -> Scores:
+    """Score every layer, head, KV group and channel by each criterion.
+
+    Args:
+        model: a transformers model of a known family, or a SignalClassifier.
+        batches: calibration batches (``loss.per_sample_loss`` says what they hold).
+        criteria: names; all of them come from the same sweep.
+        seed: for the ``random`` criterion only.
+
+    Returns:
+        (criterion, granularity) → scores, for each granularity that the criterion can score.
+
+    Raises:
+        UnknownNameError: no such criterion.
+        DataError: no calibration data, or the model's outputs on it are not finite.
+        UnsupportedFamilyError: no FamilySpec describes the model.
+    """
+    chosen = [CRITERIA[name] for name in criteria]
+    needs = frozenset(need for one in chosen for need in one.needs)
+    anatomy = anatomy_of(model)
+    statistics = Statistics.zero()
+    for batch in batches if needs else ():
+        statistics = statistics + collect(model, anatomy, on_device(batch, model), needs)
+    if needs and statistics.samples == 0:
+        raise DataError("scoring needs calibration data, got no batch")
+    for (name, granularity, layer), value in statistics.sums.items():
+        if not torch.isfinite(value).all():
+            raise DataError(
+                f"layer {layer}: {name} ({granularity}) is not finite on the calibration data. "
+                "Check the recordings for NaN, or load the model in float32 or bfloat16."
+            )
+    return scores_from(model, anatomy, statistics, criteria, seed=seed)
+
+
+def scores_from(
+    model: nn.Module, anatomy: ModelAnatomy, statistics: Statistics, criteria: Sequence[str], *, seed: int = 0
+) -> Scores:
+    """Scores from statistics already collected."""
+    spec = family_of(base_of(model).config)
+    scores: Scores = {}
+    for name in criteria:
+        criterion = CRITERIA[name]
+        for granularity in Granularity:
+            if granularity not in criterion.granularities:
+                continue
+            rows = tuple(
+                criterion.score(
+                    LayerView(
+                        granularity=granularity,
+                        index=index,
+                        layer=layer,
+                        block=block,
+                        spec=spec,
+                        statistics=statistics,
+                        seed=seed,
+                    )
+                ).cpu()
+                for index, (block, layer) in enumerate(zip(blocks_of(model), anatomy.layers, strict=True))
+            )
+            scores[name, granularity] = ImportanceScores(
+                granularity=granularity,
+                criterion=name,
+                per_layer=(torch.cat(rows),) if granularity is Granularity.LAYER else rows,
+                samples=statistics.samples,
+            )
+    return scores
