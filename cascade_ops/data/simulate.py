@@ -176,9 +176,7 @@ def simulate_recording(
     )
 
 
-def _shaft(
-    rpm: float, samples: int, fs_hz: float, rng: np.random.Generator
-) -> Float[np.ndarray, " samples"]:
+def _shaft(rpm: float, samples: int, fs_hz: float, rng: np.random.Generator) -> Float[np.ndarray, " samples"]:
     """Imbalance and misalignment: the first three shaft harmonics, weak against the noise."""
     time = np.arange(samples) / fs_hz
     total = np.zeros(samples)

@@ -24,5 +24,7 @@ def load(root: Path, **options: Any) -> Dataset:
 
 DATASETS.add(
     "simulated",
-    DatasetEntry(info=INFO, find=lambda root: None, load=load, obtain="made on the spot from bearing mechanics"),
+    DatasetEntry(
+        info=INFO, find=lambda root: None, load=load, obtain="made on the spot from bearing mechanics"
+    ),
 )
