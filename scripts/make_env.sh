@@ -63,8 +63,8 @@ if [[ ! -e $venv ]]; then
         "install its venv module (on Debian and Ubuntu: apt install python3-venv)"; }
 fi
 
-# With an environment of its own, pip needs neither colour nor advice about itself.
-pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input)
+# -qq: errors only; a progress line stands before each step.
+pip=("$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input)
 started=$SECONDS
 install_torch
 say "the other dependencies (a few minutes the first time)"
