@@ -4,8 +4,8 @@ The page is one self-contained file: no network, no fonts, no scripts from elsew
 JavaScript, in light and dark, narrow and wide, and on paper.
 """
 
+from workflows.report.diagnosis import ExampleDiagnosis
 from workflows.report.machine import machine_view, read_machine_view
 from workflows.report.render import render_html, write_report
-from workflows.report.view import ExampleDiagnosis
 
 __all__ = ["ExampleDiagnosis", "machine_view", "read_machine_view", "render_html", "write_report"]

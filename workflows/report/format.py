@@ -1,4 +1,4 @@
-"""Numbers and names as a reader wants them: units attached, three or so significant digits, no false precision."""
+"""Numbers and names as a reader wants them: units attached, about three significant digits."""
 
 from __future__ import annotations
 
@@ -82,6 +82,30 @@ def duration(seconds: float) -> str:
 def percent(value: float, decimals: int = 1) -> str:
     """A fraction as a percentage: 0.854 → ``85.4 %``."""
     return f"{100 * value:.{decimals}f}{NBSP}%" if math.isfinite(value) else MISSING
+
+
+def ratio(value: float) -> str:
+    """A removed fraction: 0.625 → ``62.5 %``, 0.5 → ``50 %``."""
+    return percent(value).replace(".0" + NBSP, NBSP)
+
+
+def capital(title: str) -> str:
+    """The title with its first letter raised; the rest (AUROC) as it is."""
+    return title[:1].upper() + title[1:]
+
+
+def inside(title: str) -> str:
+    """A title inside a sentence: "Layers" is lowered, "FFN channels" is not."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
+
+
+def smaller(before: float, after: float) -> str:
+    """``13.8× smaller``, ``1.20× larger`` or ``the same``."""
+    if not (before > 0 and after > 0):
+        return MISSING
+    if before == after:
+        return "the same"
+    return f"{factor(before / after)} smaller" if before > after else f"{factor(after / before)} larger"
 
 
 def granularity(name: str) -> str:

@@ -72,12 +72,20 @@ def unit_map(stage: StageResult, gone: dict[int, str]) -> UnitMap:
     widest = max((len(layer.scores) for layer in stage.layers), default=0)
     per_cell = math.ceil(widest / cells_per_layer) if total > MAX_CELLS else 1
     present = {layer.source: layer for layer in stage.layers}
-    rows = []
+    rows: list[MapRow] = []
+    run: list[int] = []
     for source in sorted(set(present) | set(gone)):
         layer = present.get(source)
         if layer is None:
-            rows.append(MapRow(label=f"Layer {source}", kept=0, units=0, svg=None, note=gone[source]))
+            # Neighbours that went in the same stage share a row.
+            if run and gone[run[-1]] == gone[source]:
+                rows.pop()
+            else:
+                run = []
+            run.append(source)
+            rows.append(_gone_row(run, gone[source]))
             continue
+        run = []
         rows.append(
             MapRow(
                 label=f"Layer {source}",
@@ -90,12 +98,18 @@ def unit_map(stage: StageResult, gone: dict[int, str]) -> UnitMap:
     return UnitMap(rows=tuple(rows), units_per_cell=per_cell)
 
 
+def _gone_row(sources: Sequence[int], note: str) -> MapRow:
+    several = f"Layers {sources[0]}–{sources[-1]}"
+    label = several if len(sources) > 1 else f"Layer {sources[0]}"
+    return MapRow(label=label, kept=0, units=0, svg=None, note=note)
+
+
 def _draw(
     layer: LayerScores, granularity: str, borders: Sequence[float], per_cell: int, *, titled: bool
 ) -> Markup:
     cells = math.ceil(len(layer.scores) / per_cell)
     columns = cells if cells <= 32 else COLUMNS
-    cell = 24 if cells <= 32 else 12
+    cell = 28 if cells <= 32 else 14
     width, height = max(1, columns) * cell, math.ceil(cells / max(1, columns)) * cell
     if titled:
         body = _titled_cells(layer, granularity, borders, columns, cell)

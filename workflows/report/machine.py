@@ -9,8 +9,8 @@ from typing import Any
 from cascade_ops.errors import CheckpointError
 from cascade_ops.results import REPORT_SCHEMA, CompressionReport, Metric, StageResult
 from cascade_ops.serde import from_jsonable, to_jsonable
+from workflows.report.diagnosis import ExampleDiagnosis
 from workflows.report.format import metric_style
-from workflows.report.view import ExampleDiagnosis
 
 
 def machine_view(

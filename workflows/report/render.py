@@ -13,8 +13,9 @@ import jinja2
 
 from cascade_ops.results import CompressionReport
 from workflows.report import format as fmt
+from workflows.report.diagnosis import ExampleDiagnosis
 from workflows.report.machine import machine_view
-from workflows.report.view import ExampleDiagnosis, page_view
+from workflows.report.view import page_view
 
 
 def render_html(

@@ -14,31 +14,8 @@ from cascade_ops.results import CompressionReport, Evaluation, Metric, ModelFigu
 from cascade_ops.serde import to_jsonable
 from workflows.report import charts
 from workflows.report import format as fmt
+from workflows.report.diagnosis import ExampleDiagnosis, ExampleView, example_view
 from workflows.report.heatmap import UnitMap, levels, unit_map
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExampleDiagnosis:
-    """One recording as both models judge it.
-
-    ``waveform`` is the window that was classified, ``envelope`` the amplitude of its (or, better, its
-    whole recording's) envelope spectrum at ``envelope_hz``. ``characteristic_hz`` names the bearing's
-    frequencies at this shaft speed; ``expected`` lists those that the true fault should raise.
-    ``dense`` and ``final`` are probabilities by class.
-    """
-
-    recording: str
-    truth: str
-    fs_hz: float
-    rpm: float
-    waveform: tuple[float, ...]
-    envelope_hz: tuple[float, ...]
-    envelope: tuple[float, ...]
-    characteristic_hz: dict[str, float]
-    dense: dict[str, float]
-    final: dict[str, float]
-    expected: tuple[str, ...] = ()
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,37 +75,6 @@ class RecallRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassShare:
-    name: str
-    dense: float
-    final: float
-    truth: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrequencyRow:
-    name: str
-    hz: str
-    prominence: str
-    expected: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExampleView:
-    """One diagnosed recording."""
-
-    source: ExampleDiagnosis
-    verdict: str
-    right: bool
-    dense_answer: str
-    final_answer: str
-    shares: tuple[ClassShare, ...]
-    frequencies: tuple[FrequencyRow, ...]
-    waveform: Markup
-    spectrum: Markup
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PageView:
     """Everything on the page."""
 
@@ -146,7 +92,7 @@ class PageView:
     examples: tuple[ExampleView, ...]
     dense_curve: Markup | None
     dense_training: str
-    provenance: tuple[tuple[str, str], ...]
+    provenance: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     config: str
     keys: dict[str, Markup] = field(default_factory=dict)
 
@@ -170,7 +116,7 @@ def page_view(
         stages=tuple(_stage(report, stage, style) for stage in report.stages),
         matrices=_matrices(report),
         recalls=_recalls(dense.evaluation, final.evaluation),
-        examples=tuple(_example(example) for example in examples),
+        examples=tuple(example_view(example) for example in examples),
         dense_curve=charts.loss_curve(training.losses, "Loss of the dense training") if training else None,
         dense_training=_recovery_text(training.steps, training.batch_size, training.seconds)
         if training
@@ -188,7 +134,7 @@ def page_view(
 def _headline(report: CompressionReport, style: fmt.MetricStyle) -> tuple[str, ...]:
     before, after = report.dense.evaluation.metric, report.final.evaluation.metric
     return (
-        f"{fmt.factor(report.backbone_compression)} smaller backbone",
+        f"{fmt.smaller(report.dense.backbone_params, report.final.backbone_params)} backbone",
         f"{style.title} {style.value(before.value)} → {style.value(after.value)}",
         fmt.speed(report.dense.latency_ms.median, report.final.latency_ms.median),
     )
@@ -197,7 +143,8 @@ def _headline(report: CompressionReport, style: fmt.MetricStyle) -> tuple[str, .
 def _summary(report: CompressionReport, style: fmt.MetricStyle) -> tuple[str, ...]:
     before, after = report.dense.evaluation.metric, report.final.evaluation.metric
     sentences = [
-        f"On the test side of split {report.split} ({fmt.integer(after.samples)} samples), {style.title} went from "
+        f"On the test side of split {report.split} ({fmt.integer(after.samples)} samples), "
+        f"{style.title} went from "
         f"{style.value(before.value)} (95 % CI {style.interval(before.low, before.high)}) to "
         f"{style.value(after.value)} (95 % CI {style.interval(after.low, after.high)})."
     ]
@@ -205,7 +152,7 @@ def _summary(report: CompressionReport, style: fmt.MetricStyle) -> tuple[str, ..
         apart = before.high < after.low or after.high < before.low
         sentences.append(f"The two intervals {'do not overlap' if apart else 'overlap'}.")
     cuts = " → ".join(
-        f"{fmt.granularity(s.granularity).lower()} −{fmt.percent(s.ratio, 0)}" for s in report.stages
+        f"{fmt.inside(fmt.granularity(s.granularity))} −{fmt.ratio(s.ratio)}" for s in report.stages
     )
     if cuts:
         sentences.append(f"Removed in order: {cuts}; recovery training after each cut.")
@@ -232,13 +179,13 @@ def _tiles(report: CompressionReport, style: fmt.MetricStyle) -> tuple[Tile, ...
     return (
         Tile(
             title="Backbone parameters",
-            value=f"{fmt.factor(report.backbone_compression)} smaller",
+            value=fmt.smaller(dense.backbone_params, final.backbone_params),
             before=fmt.count(dense.backbone_params),
             after=fmt.count(final.backbone_params),
-            note=f"all parameters: {fmt.factor(report.total_compression)} smaller",
+            note=f"all parameters: {fmt.smaller(dense.total_params, final.total_params)}",
         ),
         Tile(
-            title=style.title.capitalize() if style.title.islower() else style.title,
+            title=fmt.capital(style.title),
             value=style.change(before.value, after.value),
             before=style.value(before.value),
             after=style.value(after.value),
@@ -253,7 +200,7 @@ def _tiles(report: CompressionReport, style: fmt.MetricStyle) -> tuple[Tile, ...
         ),
         Tile(
             title="Size on disk",
-            value=f"{fmt.factor(dense.size_bytes / max(1, final.size_bytes))} smaller",
+            value=fmt.smaller(dense.size_bytes, final.size_bytes),
             before=fmt.size(dense.size_bytes),
             after=fmt.size(final.size_bytes),
             note="safetensors",
@@ -266,9 +213,6 @@ def _measured(
 ) -> tuple[tuple[str, str, str, str], ...]:
     """(figure, dense, compressed, ratio or change)."""
     a, b = dense.latency_ms, final.latency_ms
-
-    def ratio(before: float, after: float) -> str:
-        return fmt.factor(before / after) if after else fmt.MISSING
 
     def with_interval(metric: Metric, how: fmt.MetricStyle) -> str:
         return f"{how.value(metric.value)} ({how.interval(metric.low, metric.high)})"
@@ -295,25 +239,25 @@ def _measured(
             "backbone parameters",
             fmt.integer(dense.backbone_params),
             fmt.integer(final.backbone_params),
-            ratio(dense.backbone_params, final.backbone_params),
+            fmt.smaller(dense.backbone_params, final.backbone_params),
         ),
         (
             "all parameters",
             fmt.integer(dense.total_params),
             fmt.integer(final.total_params),
-            ratio(dense.total_params, final.total_params),
+            fmt.smaller(dense.total_params, final.total_params),
         ),
         (
             "size on disk",
             fmt.size(dense.size_bytes),
             fmt.size(final.size_bytes),
-            ratio(dense.size_bytes, final.size_bytes),
+            fmt.smaller(dense.size_bytes, final.size_bytes),
         ),
         (
             "latency, median",
             fmt.milliseconds(a.median),
             fmt.milliseconds(b.median),
-            ratio(a.median, b.median),
+            fmt.speed(a.median, b.median),
         ),
         ("latency, 5th to 95th percentile", _span(a.p5, a.p95), _span(b.p5, b.p95), ""),
     ]
@@ -339,7 +283,7 @@ def _points(report: CompressionReport) -> list[charts.StagePoint]:
         points.append(
             charts.StagePoint(
                 title=short.get(stage.granularity, fmt.granularity(stage.granularity)),
-                subtitle=f"{fmt.MINUS}{fmt.percent(stage.ratio, 0)}",
+                subtitle=f"{fmt.MINUS}{fmt.ratio(stage.ratio)}",
                 params=stage.params,
                 cut=stage.before_recovery.metric,
                 recovered=stage.after_recovery.metric,
@@ -368,13 +312,13 @@ def _stage(report: CompressionReport, stage: StageResult, style: fmt.MetricStyle
         time=fmt.duration(stage.seconds),
         bars=charts.layer_bars(stage.layers, levels(stage)) if by_layer else None,
         map=None if by_layer else unit_map(stage, _gone(report, stage)),
-        curve=charts.loss_curve(stage.recovery.losses, f"Recovery loss after the cut of {title.lower()}"),
+        curve=charts.loss_curve(stage.recovery.losses, f"Recovery loss after the cut of {fmt.inside(title)}"),
     )
 
 
 def _gone(report: CompressionReport, stage: StageResult) -> dict[int, str]:
     """Dense layers that an earlier stage removed, with which one did."""
-    gone = {}
+    gone: dict[int, str] = {}
     for number, earlier in enumerate(report.stages, start=1):
         if earlier is stage:
             break
@@ -432,81 +376,33 @@ def _known(evaluation: Evaluation, name: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _example(example: ExampleDiagnosis) -> ExampleView:
-    dense, final = _answer(example.dense), _answer(example.final)
-    right = final[0] == example.truth
-    if right:
-        verdict = f"Diagnosed right: {final[0]}"
-    else:
-        verdict = f"Diagnosed wrong: {final[0]}, truly {example.truth}"
-    names = dict.fromkeys((*example.dense, *example.final))
-    shares = sorted(
-        (
-            ClassShare(
-                name=name,
-                dense=_probability(example.dense, name),
-                final=_probability(example.final, name),
-                truth=name == example.truth,
-            )
-            for name in names
-        ),
-        key=lambda share: -max(share.dense, share.final),
+def _provenance(
+    report: CompressionReport, artifacts: Mapping[str, str]
+) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """Rows by group; a group without rows is left out."""
+    run = {
+        "task": report.task,
+        "dataset": report.dataset,
+        "split": report.split,
+        "seeds": list(report.seeds),
+        "model": report.model,
+        "duration": fmt.duration(report.seconds),
+    }
+    groups = (
+        ("Run", run),
+        ("Data", report.data),
+        ("Versions and machine", report.provenance),
+        ("Artifacts", dict(artifacts)),
     )
-    frequencies = []
-    for name, hz in sorted(example.characteristic_hz.items(), key=lambda item: item[1]):
-        times = charts.prominence(example.envelope_hz, example.envelope, hz)
-        frequencies.append(
-            FrequencyRow(
-                name=name,
-                hz=f"{fmt.significant(hz, 4)}{fmt.NBSP}Hz",
-                prominence=fmt.factor(times),
-                expected=name in example.expected,
-            )
-        )
-    return ExampleView(
-        source=example,
-        verdict=verdict,
-        right=right,
-        dense_answer=f"{dense[0]} ({fmt.percent(dense[1], 0)})",
-        final_answer=f"{final[0]} ({fmt.percent(final[1], 0)})",
-        shares=tuple(shares[:5]),
-        frequencies=tuple(frequencies),
-        waveform=charts.waveform_chart(example.waveform, example.fs_hz),
-        spectrum=charts.spectrum_chart(
-            example.envelope_hz, example.envelope, example.characteristic_hz, example.expected
-        ),
-    )
-
-
-def _probability(probabilities: Mapping[str, float], name: str) -> float:
-    value = probabilities.get(name, 0.0)
-    return value if math.isfinite(value) else 0.0
-
-
-def _answer(probabilities: Mapping[str, float]) -> tuple[str, float]:
-    """The likeliest class; ("no answer", NaN) where every probability is unknown."""
-    usable = [(name, value) for name, value in probabilities.items() if math.isfinite(value)]
-    return max(usable, key=lambda item: item[1], default=("no answer", math.nan))
-
-
-def _provenance(report: CompressionReport, artifacts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    rows = [
-        ("task", report.task),
-        ("dataset", report.dataset),
-        ("split", report.split),
-        ("seeds", ", ".join(map(str, report.seeds))),
-        ("model", report.model),
-        ("run time", fmt.duration(report.seconds)),
-    ]
-    for prefix, values in (("artifact", artifacts), ("data", report.data), ("provenance", report.provenance)):
-        rows += _flat(prefix, to_jsonable(values))
-    return tuple(rows)
+    flat = ((title, tuple(_flat("", to_jsonable(values)))) for title, values in groups)
+    return tuple((title, rows) for title, rows in flat if rows)
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
     """Nested mappings as dotted rows; lists of plain values on one line."""
     if isinstance(value, dict):
-        return [row for key, item in value.items() for row in _flat(f"{prefix}.{key}", item)]
+        dot = f"{prefix}." if prefix else ""
+        return [row for key, item in value.items() for row in _flat(f"{dot}{key}", item)]
     if isinstance(value, list):
         if any(isinstance(item, (dict, list)) for item in value):
             return [(prefix, json.dumps(value, ensure_ascii=False, default=str))]

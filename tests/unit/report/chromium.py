@@ -40,9 +40,9 @@ class Browser:
         to_child, self._write = os.pipe()
         self._read, from_child = os.pipe()
         # The browser reads commands on descriptor 3 and answers on 4; the shell moves ours there.
+        move = f'exec "$@" 3<&{to_child} 4>&{from_child}'
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{to_child} 4>&{from_child}', "sh", executable, *FLAGS]
-            + [f"--user-data-dir={profile}", "about:blank"],
+            ["sh", "-c", move, "sh", executable, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(to_child, from_child),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

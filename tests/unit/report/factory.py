@@ -1,4 +1,4 @@
-"""Realistic reports for the tests: a CWRU cascade, a language model, a model too large to draw unit by unit."""
+"""Realistic reports for the tests: a CWRU cascade, a language model, one too large to draw by unit."""
 
 from __future__ import annotations
 
