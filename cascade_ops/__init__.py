@@ -16,22 +16,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cascade_ops.anatomy import LayerAnatomy, ModelAnatomy, anatomy_of
-    from cascade_ops.cascade import default_schedule, run_cascade
-    from cascade_ops.checkpoint import load_pruned, save_pruned
-    from cascade_ops.errors import CascadeError
-    from cascade_ops.evaluation import evaluate
-    from cascade_ops.gates import Gates, gated, masked
-    from cascade_ops.granularity import Granularity
-    from cascade_ops.plan import PruningPlan
-    from cascade_ops.planning import plan_ratio, plan_target
-    from cascade_ops.recovery import recover
-    from cascade_ops.results import CompressionReport, StageResult
-    from cascade_ops.schedule import CascadeSchedule, Recovery, Stage
-    from cascade_ops.scoring import ImportanceScores, score
-    from cascade_ops.sia import SIAReport, check_sia
-    from cascade_ops.statistics import Statistics
-    from cascade_ops.surgery import prune
+    from cascade_ops.anatomy import ModelAnatomy as ModelAnatomy
+    from cascade_ops.anatomy import anatomy_of as anatomy_of
+    from cascade_ops.cascade import default_schedule as default_schedule
+    from cascade_ops.cascade import run_cascade as run_cascade
+    from cascade_ops.checkpoint import load_pruned as load_pruned
+    from cascade_ops.checkpoint import save_pruned as save_pruned
+    from cascade_ops.errors import CascadeError as CascadeError
+    from cascade_ops.evaluation import evaluate as evaluate
+    from cascade_ops.gates import Gates as Gates
+    from cascade_ops.gates import gated as gated
+    from cascade_ops.gates import masked as masked
+    from cascade_ops.granularity import Granularity as Granularity
+    from cascade_ops.layer import LayerAnatomy as LayerAnatomy
+    from cascade_ops.plan import PruningPlan as PruningPlan
+    from cascade_ops.planning import plan_ratio as plan_ratio
+    from cascade_ops.planning import plan_target as plan_target
+    from cascade_ops.recovery import recover as recover
+    from cascade_ops.results import CompressionReport as CompressionReport
+    from cascade_ops.results import StageResult as StageResult
+    from cascade_ops.schedule import CascadeSchedule as CascadeSchedule
+    from cascade_ops.schedule import Recovery as Recovery
+    from cascade_ops.schedule import Stage as Stage
+    from cascade_ops.scoring import ImportanceScores as ImportanceScores
+    from cascade_ops.scoring import score as score
+    from cascade_ops.sia import SIAReport as SIAReport
+    from cascade_ops.sia import check_sia as check_sia
+    from cascade_ops.statistics import Statistics as Statistics
+    from cascade_ops.surgery import prune as prune
 
 _HOME = {
     "CascadeError": "errors",
@@ -64,7 +76,7 @@ _HOME = {
     "score": "scoring",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605  (spelt out above)
+__all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
 

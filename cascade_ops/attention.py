@@ -29,7 +29,7 @@ def ragged_attention(
     owner = getattr(module, "kv_owner", None)
     if owner is not None:
         key, value = key[:, owner], value[:, owner]
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[return-value]
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
 ALL_ATTENTION_FUNCTIONS.register(RAGGED, ragged_attention)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
@@ -14,7 +15,7 @@ from cascade_ops.errors import PlanError, UsageError
 from cascade_ops.evaluation import evaluate
 from cascade_ops.granularity import Granularity
 from cascade_ops.plan import PruningPlan
-from cascade_ops.planning import check_reachable, plan_ratio, plan_target
+from cascade_ops.planning import plan_ratio, plan_target
 from cascade_ops.progress import Progress, silent
 from cascade_ops.recovery import recover
 from cascade_ops.results import LayerScores, StageResult
@@ -27,18 +28,22 @@ CALIBRATION_BATCH = 32
 
 
 def default_schedule(
-    target: float, *, recovery: Recovery | None = None, heads: Granularity = Granularity.HEAD
+    target: float, anatomy: ModelAnatomy | None = None, *, recovery: Recovery | None = None
 ) -> CascadeSchedule:
     """Layers, then heads, then channels, to a backbone compression of ``target``.
 
-    Each stage multiplies the compression: layers ``target^0.40``, heads ``target^0.25``, and channels
-    the rest, since they alone are fine enough to hit the target within 1 %. Most of the recovery goes
-    to the last stage.
+    Channels alone are fine enough to hit the target within 1 %, so they take what the others leave.
+    Where query heads share K/V (``anatomy`` tells), whole KV groups go instead of heads.
     """
+    shared = anatomy is not None and any(max(layer.heads_per_kv) > 1 for layer in anatomy.layers)
     return CascadeSchedule(
         stages=(
-            Stage(granularity=Granularity.LAYER, target=target**0.40, share=1.0),
-            Stage(granularity=heads, target=target**0.65, share=1.0),
+            Stage(granularity=Granularity.LAYER, ratio=1 - target**-0.40, share=1.0),
+            Stage(
+                granularity=Granularity.KV_GROUP if shared else Granularity.HEAD,
+                ratio=1 - target**-0.35,
+                share=1.0,
+            ),
             Stage(granularity=Granularity.CHANNEL, target=target, share=2.0),
         ),
         recovery=recovery or Recovery(),
@@ -46,26 +51,32 @@ def default_schedule(
 
 
 def validate_schedule(schedule: CascadeSchedule, anatomy: ModelAnatomy) -> None:
-    """Everything that can be refused before any work.
+    """Refuse before any work what would fail later: the schedule is rehearsed on the anatomy alone.
 
     Raises:
         UnknownNameError: no such criterion.
         UsageError: a criterion cannot score its stage's granularity.
-        PlanError: a target that no plan reaches.
+        PlanError: a ratio or target that no plan meets.
     """
+    left = anatomy
     for index, stage in enumerate(schedule.stages):
         criterion = CRITERIA[stage.criterion]
         if stage.granularity not in criterion.granularities:
             possible = ", ".join(sorted(criterion.granularities))
             raise UsageError(
-                f"stages.{index}: criterion {stage.criterion!r} scores {possible}, not {stage.granularity}"
+                f"schedule.stages.{index}.criterion: {stage.criterion!r} scores {possible}, "
+                f"not {stage.granularity}"
             )
-        if stage.target is not None:
-            upto = tuple(earlier.granularity for earlier in schedule.stages[: index + 1])
-            try:
-                check_reachable(anatomy, upto, int(anatomy.backbone_params / stage.target))
-            except PlanError as error:
-                raise PlanError(f"stages.{index}.target: {error}") from None
+        alike = ImportanceScores(
+            granularity=stage.granularity,
+            criterion=stage.criterion,
+            per_layer=tuple(torch.zeros(n) for n in left.units(stage.granularity)),
+            samples=0,
+        )
+        try:
+            left = left.after(plan_stage(stage, alike, left, anatomy))
+        except PlanError as error:
+            raise PlanError(f"schedule.stages.{index}: {error}") from None
 
 
 def plan_stage(
@@ -103,8 +114,14 @@ def run_stage(
     interruption gives the same weights.
 
     Args:
+        model: what the stages before have left.
+        schedule: the whole cascade.
+        index: which of its stages.
+        data: what to calibrate, recover and measure on.
         dense: the anatomy that targets are relative to.
+        seed: of the run.
         scores: estimates to use instead of scoring the model now (one-shot).
+        progress: told about scoring and recovery steps.
     """
     began = time.perf_counter()
     stage, steps = schedule.stages[index], schedule.steps()[index]

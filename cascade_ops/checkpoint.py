@@ -98,7 +98,8 @@ def load_pruned(path: str | Path) -> PreTrainedModel:
             f"unexpected {result.unexpected_keys[:3] or 'none'}. Was the folder edited?"
         )
     model.tie_weights()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def read_config(path: Path) -> PreTrainedConfig:
@@ -110,7 +111,8 @@ def read_config(path: Path) -> PreTrainedConfig:
             f"{path}: expected a model folder with config.json and safetensors, found no config.json"
         )
     try:
-        return AutoConfig.from_pretrained(path)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+        return config
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}/config.json cannot be read: {error}") from error
 

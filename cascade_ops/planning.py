@@ -15,7 +15,6 @@ from torch import Tensor
 from cascade_ops.anatomy import ModelAnatomy
 from cascade_ops.criteria import CRITERIA
 from cascade_ops.errors import PlanError
-from cascade_ops.granularity import Granularity
 from cascade_ops.plan import PruningPlan
 from cascade_ops.schedule import Allocation
 from cascade_ops.scoring import ImportanceScores
@@ -103,9 +102,9 @@ def plan_target(
 
     if left(len(order)) > params:
         raise PlanError(
-            f"target of {params:,} backbone parameters cannot be met by {scores.granularity} pruning alone: with one "
-            f"unit per layer {left(len(order)):,} of {anatomy.backbone_params:,} are left. Prune more in another "
-            "stage, or lower the target."
+            f"a target of {params:,} backbone parameters cannot be met by {scores.granularity} pruning: "
+            f"one unit per layer leaves {left(len(order)):,} of {anatomy.backbone_params:,}. "
+            "Prune more in an earlier stage, or lower the target."
         )
     length = bisect.bisect_left(range(len(order) + 1), True, key=lambda n: left(n) <= params)
     return _without(scores, list(order[:length]))
@@ -120,18 +119,3 @@ def _without(scores: ImportanceScores, removed: list[Unit]) -> PruningPlan:
         for layer, row in enumerate(scores.per_layer)
     )
     return PruningPlan.from_keep(scores.granularity, keep)
-
-
-def check_reachable(anatomy: ModelAnatomy, granularities: tuple[Granularity, ...], params: int) -> None:
-    """Raises PlanError if cutting each of ``granularities`` down to one unit leaves more than ``params``."""
-    smallest = anatomy
-    for granularity in granularities:
-        keep = ([0] for _ in smallest.units(granularity))
-        smallest = smallest.after(PruningPlan.from_keep(granularity, keep))
-    if smallest.backbone_params > params:
-        best = anatomy.backbone_params / smallest.backbone_params
-        raise PlanError(
-            f"a backbone compression of {anatomy.backbone_params / params:.4g}× cannot be met: one unit of each "
-            f"granularity ({', '.join(granularities)}) leaves {smallest.backbone_params:,} of "
-            f"{anatomy.backbone_params:,} parameters, {best:.4g}× at most"
-        )

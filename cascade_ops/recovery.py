@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import peft
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -55,7 +57,7 @@ def adapted(model: nn.Module, recovery: Recovery) -> Iterator[None]:
     fan_in_fan_out = isinstance(model.get_submodule(targets[0]), Conv1D)
     config = peft.LoraConfig(
         r=recovery.rank,
-        lora_alpha=recovery.alpha,
+        lora_alpha=recovery.alpha,  # type: ignore[arg-type]  # PEFT divides it; a float is fine
         target_modules=list(targets),
         rank_pattern={f"^{path}$": rank for path, rank in ranks.items()},
         alpha_pattern={f"^{path}$": recovery.alpha * rank / recovery.rank for path, rank in ranks.items()},
@@ -67,7 +69,7 @@ def adapted(model: nn.Module, recovery: Recovery) -> Iterator[None]:
         yield
     finally:
         for path in targets:
-            layer = model.get_submodule(path)
+            layer = cast(BaseTunerLayer, model.get_submodule(path))
             layer.merge()
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, layer.get_base_layer())
@@ -96,7 +98,7 @@ def _unfreeze(model: nn.Module, parts: tuple[str, ...]) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in backbone:
                 parameter.requires_grad_("rest" in parts)
-            elif "norms" in parts and "norm" in type(module).__name__.lower():
-                parameter.requires_grad_(True)
-            elif "biases" in parts and name == "bias":
+            elif ("norms" in parts and "norm" in type(module).__name__.lower()) or (
+                "biases" in parts and name == "bias"
+            ):
                 parameter.requires_grad_(True)

@@ -27,8 +27,8 @@ class Evaluation:
     """A model measured on one side of a split.
 
     ``metric`` is the headline. Classifiers also fill ``classes``, ``confusion`` (rows: truth,
-    columns: prediction, in the order of ``classes``) and ``per_class`` (recall; NaN-free: a class
-    absent from this side is absent here). ``extra`` holds further figures by name.
+    columns: prediction, in the order of ``classes``) and ``per_class`` (recall; a class absent from
+    this side is absent here). ``extra`` holds further figures by name.
     """
 
     metric: Metric
@@ -88,7 +88,7 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Single-sample latency of one forward, in milliseconds: median, 5th and 95th percentile over ``runs``."""
+    """Single-sample latency of one forward, in milliseconds: median, 5th and 95th percentile."""
 
     median: float
     p5: float

@@ -6,6 +6,7 @@ Any order, any number of rounds and one-shot pruning are all values of ``Cascade
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from cascade_ops.errors import ConfigError
@@ -112,7 +113,8 @@ class CascadeSchedule:
         for index, stage in enumerate(self.stages):
             if stage.target is not None and stage.target <= reached:
                 raise ConfigError(
-                    f"stages.{index}.target: must exceed the stage before it ({reached:g}×), got {stage.target:g}×"
+                    f"stages.{index}.target: must exceed the stage before it ({reached:g}×), "
+                    f"got {stage.target:g}×"
                 )
             reached = stage.target or reached
 
@@ -125,4 +127,4 @@ class CascadeSchedule:
         for stage in self.stages:
             done += stage.share
             edges.append(round(self.recovery.steps * done / total))
-        return tuple(after - before for before, after in zip(edges, edges[1:], strict=False))
+        return tuple(after - before for before, after in pairwise(edges))

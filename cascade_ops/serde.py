@@ -47,7 +47,7 @@ def _build(kind: Any, data: Any) -> Any:
         return tuple(_build(a, item) for a, item in zip(args, data, strict=True))
     if origin is dict:
         return {_build(args[0], key): _build(args[1], item) for key, item in data.items()}
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
         fields = {f.name: f for f in dataclasses.fields(kind)}
         unknown = set(data) - set(fields)

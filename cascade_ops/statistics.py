@@ -6,7 +6,7 @@ accumulate in float64.
 
 | quantity | key | sum over |
 |---|---|---|
-| ``x``, ``x²`` | (name, HEAD or CHANNEL, layer) | tokens; one entry per input column of the output projection |
+| ``x``, ``x²`` | (name, HEAD or CHANNEL, layer) | tokens; one entry per input column |
 | ``|∂ℓ/∂g|``, ``(∂ℓ/∂g)²`` | (name, granularity, layer) | samples; one entry per unit |
 | ``cos`` | (name, LAYER, layer) | tokens; cosine of the block's input and output |
 """

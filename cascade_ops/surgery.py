@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -78,13 +78,14 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """
     config = copy.deepcopy(config)
     with init_empty_weights(include_buffers=False):
-        model = _model_class(config)(config)
+        model: PreTrainedModel = _model_class(config)(config)
     model.tie_weights()  # building on meta separates tied parameters
     base = base_of(model)
     record = getattr(base.config, CONFIG_KEY, None)
     if record is not None:
         _shape_like(model, record)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -96,7 +97,8 @@ def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
             return named  # type: ignore[no-any-return]
     for auto in (AutoModelForCausalLM, AutoModel):
         if type(config) in auto._model_mapping:
-            return auto._model_mapping[type(config)]  # type: ignore[no-any-return]
+            found = auto._model_mapping[type(config)]
+            return cast(type[PreTrainedModel], found[0] if isinstance(found, tuple) else found)
     raise UnsupportedFamilyError(f"transformers has no model class for {type(config).__name__}")
 
 
@@ -106,8 +108,8 @@ def _shape_like(model: PreTrainedModel, record: dict[str, Any]) -> None:
     spec = family_of(base.config)
     if len(record["layers"]) != len(blocks):
         raise CheckpointError(
-            f"config: the record of the cut describes {len(record['layers'])} layers, the model has {len(blocks)}; "
-            "config.json was edited or is from another run"
+            f"config: the record of the cut describes {len(record['layers'])} layers, the model has "
+            f"{len(blocks)}; config.json was edited or is from another run"
         )
     for index, (block, target) in enumerate(zip(blocks, record["layers"], strict=True)):
         dense = layer_anatomy(spec, block, index, None)
@@ -183,13 +185,14 @@ def _row_order(projection: Projection, layer: LayerAnatomy) -> Iterator[tuple[st
 
 def _settle(base: PreTrainedModel, spec: FamilySpec, anatomy: ModelAnatomy) -> None:
     """Bring everything beside the weights in line with the new shapes: attributes, numbering, config."""
-    for index, (block, layer) in enumerate(zip(base.get_submodule(spec.blocks), anatomy.layers, strict=True)):
+    for index, (block, layer) in enumerate(zip(blocks_of(base), anatomy.layers, strict=True)):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                setattr(module, "layer_idx", index)  # noqa: B010
         for attribute in spec.attributes:
             setattr(block.get_submodule(attribute.path), attribute.name, attribute.value(base.config, layer))
-        block.get_submodule(spec.attention).kv_owner = list(layer.kv_owner) if layer.ragged else None
+        owner = list(layer.kv_owner) if layer.ragged else None
+        setattr(block.get_submodule(spec.attention), "kv_owner", owner)  # noqa: B010
     if any(layer.ragged for layer in anatomy.layers):
         base.set_attn_implementation(RAGGED)
     record = [
