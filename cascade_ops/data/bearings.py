@@ -30,7 +30,7 @@ UCPH_20X = Bearing(
     ball_diameter=0.22,
     pitch_diameter=1.0,
 )
-"""UESTC's bearing, whose exact type is unknown. Measured: BPFO 2.96-3.24, BPFI 4.80-4.94; here 3.12 and 4.88."""
+"""UESTC's bearing, of unknown size. Measured orders: BPFO 2.96-3.24, BPFI 4.80-4.94; here 3.12 and 4.88."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,7 @@ def support(rate_hz: float = COMMON_RATE_HZ) -> int:
     return 2 * common + 2  # the resampler's transition is as wide as the common one's
 
 
-def _resample(signal: np.ndarray, ratio: Fraction) -> np.ndarray:
+def _resample(signal: Float[np.ndarray, " samples"], ratio: Fraction) -> Float[np.ndarray, " resampled"]:
     from scipy.signal import oaconvolve, resample_poly
 
     offset = float(signal.mean())  # so that the zeros beyond the ends are no step
@@ -62,7 +62,7 @@ def _resample(signal: np.ndarray, ratio: Fraction) -> np.ndarray:
         # edges in cycles per sample of the interpolated signal, whose rate is numerator × fs
         scale = float(ratio) / ratio.numerator
         kernel = _low_pass(STOP * scale, (1.0 - STOP) * scale)
-        signal = resample_poly(signal, ratio.numerator, ratio.denominator, window=kernel)
+        signal = resample_poly(signal, ratio.numerator, ratio.denominator, window=kernel)  # type: ignore[call-overload]  # the stubs know no arrays
     common = _low_pass(PASS, STOP)
     filtered: np.ndarray = oaconvolve(signal, common, mode="full")
     half = len(common) // 2

@@ -86,9 +86,9 @@ def _impacts(
     amplitudes = amplitudes * (1.0 + 0.1 * rng.standard_normal(len(times)))
     if kind == "B":
         amplitudes = amplitudes * np.where(np.arange(len(times)) % 2 == 0, 1.0, 0.6)
-    # the contact runs over the outer race with the cage, over the inner one with shaft minus cage; a
-    # ball's own surface passes the race at twice that of its centre, near enough
-    relative = {"OR": rates.ftf, "IR": shaft - rates.ftf, "B": rates.ftf * 2.0}[kind]
+    # the contact runs over the outer race with the cage, over the inner one with shaft minus cage, and
+    # over a ball, which rolls, as fast as over the outer race
+    relative = {"OR": rates.ftf, "IR": shaft - rates.ftf, "B": rates.ftf}[kind]
     speed = np.pi * bearing.pitch_diameter * relative
     return _Impacts(times=times, amplitudes=amplitudes * size / REFERENCE_MIL, lead=size / 1000.0 / speed)
 
@@ -128,11 +128,9 @@ def simulate_recording(
 ) -> Recording:
     """One recording, the same for the same arguments.
 
-    Args:
-        label: N, or IR, B or OR with an optional size in mil, such as IR014.
-        snr_db: power of a 14 mil fault's signal over the noise's, in decibels; smaller faults are
-            weaker in proportion to their size.
-        bearing: lengths in inches, like the fault sizes.
+    ``label`` is N, or IR, B or OR with an optional size in mil, such as IR014. ``snr_db`` is the power of a
+    14 mil fault's signal over the noise's, in decibels; smaller faults are weaker in proportion to their
+    size. The bearing's lengths are in inches, like the fault sizes.
 
     Raises:
         UnknownNameError: no such fault type.
@@ -144,13 +142,13 @@ def simulate_recording(
         raise UsageError(f"expected rpm, seconds and fs_hz above 0, found {rpm:g}, {seconds:g}, {fs_hz:g}.")
     if fs_hz < 2.0 * MODES[-1][0]:
         raise UsageError(
-            f"expected fs_hz of at least {2 * MODES[-1][0]:g} (the resonance lies below half), found {fs_hz:g}."
+            f"expected fs_hz of at least {2 * MODES[-1][0]:g} (resonance × 2), found {fs_hz:g}. Raise it."
         )
     # the unit has its own modes: each bearing sits a little differently in its housing
     unit_rng = np.random.default_rng((seed, zlib.crc32(label.encode())))
     modes = tuple((f * (1.0 + 0.03 * unit_rng.standard_normal()), g) for f, g in MODES)
     rng = np.random.default_rng((seed, zlib.crc32(f"{label}/{load}/{rpm:g}".encode())))
-    samples = int(round(seconds * fs_hz))
+    samples = round(seconds * fs_hz)
     signal = _shaft(rpm, samples, fs_hz, rng)
     noise = rng.standard_normal(samples)
     impacts = _impacts(label, bearing, rpm, seconds, rng)

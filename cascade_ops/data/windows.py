@@ -58,9 +58,9 @@ def make_split(
 
     Train windows start every ``stride`` samples; validation and test windows never overlap. Deterministic.
 
-    Args:
-        classes: keep only these labels (or fault types); ``CWRU_FAULT_LABELS`` gives the nine-fault form.
-        validation, test: fractions of each recording (``test`` counts for ``time`` only).
+    ``length`` and ``stride`` count samples at ``rate_hz``. ``classes`` keeps only these labels (or fault
+    types); ``CWRU_FAULT_LABELS`` gives the nine-fault form. ``validation`` and ``test`` are fractions of
+    each recording (``test`` counts for ``time`` only).
 
     Raises:
         UsageError, UnknownNameError: a split or class that this dataset has not.
@@ -87,8 +87,8 @@ def make_split(
     for side, windows in sides.items():
         if not len(windows):
             raise DataError(
-                f"{dataset.info.name}, split {assignment.name}: expected {side} windows of {length} samples at "
-                f"{rate_hz:g} Hz, found room for none. Use longer recordings, a shorter window or other fractions."
+                f"{dataset.info.name}, split {assignment.name}: expected {side} windows of {length} "
+                f"samples at {rate_hz:g} Hz, found room for none. Use longer recordings or a shorter window."
             )
     notes = (*assignment.notes, *_absences(sides, class_names), *_facts(kept))
     return SplitData(name=assignment.name, notes=notes, **sides)
@@ -137,7 +137,8 @@ def _filter(dataset: Dataset, classes: Sequence[str] | None) -> tuple[Recording,
     names = [recording.name for recording in recordings]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(
-            f"{dataset.info.name}: expected each recording once, found {', '.join(twice)} repeated. List it once."
+            f"{dataset.info.name}: expected each recording once, found {', '.join(twice)} "
+            "repeated. List it once."
         )
     return recordings
 
@@ -237,8 +238,8 @@ def _starts(recording: Recording, ranges: Ranges, length: int, stride: int) -> d
     longest = max(stop - start for start, stop in recording.segments)
     if longest < length:
         raise DataError(
-            f"{recording.name}: expected at least {length} samples in one piece at {recording.fs_hz:g} Hz, found "
-            f"{longest}. Record longer, or choose a shorter window."
+            f"{recording.name}: expected at least {length} samples in one piece at {recording.fs_hz:g} Hz, "
+            f"found {longest}. Record longer, or choose a shorter window."
         )
     places: dict[str, list[int]] = {side: [] for side in SIDES}
     for side, (low, high) in ranges.items():

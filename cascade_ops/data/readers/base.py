@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -16,12 +16,6 @@ from jaxtyping import Float
 from cascade_ops.data.types import Dataset, DatasetInfo, Recording
 from cascade_ops.errors import DataError
 from cascade_ops.registry import Registry
-
-
-class Loader(Protocol):
-    """Reads a dataset's folder. Raises DataError with file, expected, found and mend."""
-
-    def __call__(self, root: Path, **options: Any) -> Dataset: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +31,13 @@ class RemoteFile:
 class DatasetEntry:
     """A dataset that users choose by name.
 
-    ``find`` maps a data root to the dataset's folder, or None; ``load`` reads that folder. ``files`` is
-    empty where nothing can be downloaded; ``obtain`` then tells where the data comes from.
+    ``find`` maps a data root to the dataset's folder, or None; ``load(folder, **options)`` reads it.
+    ``files`` is empty where nothing can be downloaded; ``obtain`` then tells where the data comes from.
     """
 
     info: DatasetInfo
     find: Callable[[Path], Path | None]
-    load: Loader
+    load: Callable[..., Dataset]
     files: tuple[RemoteFile, ...] = ()
     base_url: str = ""
     obtain: str = ""

@@ -7,6 +7,8 @@ their speed: the nominal one for the load stands in, marked as such.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ INFO = DatasetInfo(
     name="cwru",
     title="CWRU bearing data, drive-end faults, 12 kHz",
     bearing=SKF_6205,
-    licence="Published for free use by Case School of Engineering; no formal licence. Files are not redistributed.",
+    licence="Public at Case School of Engineering without a formal licence. Files are not redistributed.",
     citation=(
         "Case Western Reserve University Bearing Data Center, engineering.case.edu/bearingdatacenter; "
         "see Smith and Randall, MSSP 64-65 (2015) 100-131, for what each recording is worth."
@@ -62,9 +64,8 @@ def find(root: Path) -> Path | None:
 def load(root: Path, *, channel: str = "DE", verify: bool = True, **options: Any) -> Dataset:
     """Every recording of the manifest that is in ``root``.
 
-    Args:
-        channel: "DE", "FE" or "BA"; recordings without that channel are left out (normal has no BA).
-        verify: compare each file's sha256 with the manifest's.
+    ``channel`` is "DE", "FE" or "BA"; recordings without it are left out (normal has no BA). ``verify``
+    compares each file's sha256 with the manifest's.
 
     Raises:
         DataError: a file is damaged, not the publisher's, or not what the manifest says.
@@ -102,8 +103,6 @@ def _no_more_options(name: str, options: dict[str, Any]) -> None:
 def _with_notes(
     recordings: list[Recording], missing: list[str], lacking: list[str], channel: str
 ) -> DatasetInfo:
-    import dataclasses
-
     notes = list(INFO.notes)
     notes += [f"{r.name}: {r.derived}" for r in recordings if r.derived]
     nominal = [r.name for r in recordings if r.rpm_nominal]
@@ -135,7 +134,7 @@ def read_recording(
     if len(signal) != row["samples"]:
         raise DataError(
             f"{path}: expected {row['samples']} samples ({row['label']}, {row['fs_hz']} Hz), found "
-            f"{len(signal)}. It is not the {row['fs_hz'] // 1000} kHz drive-end file of that name: replace it."
+            f"{len(signal)}. It is not the {row['fs_hz'] // 1000} kHz file of that name: replace it."
         )
     if verify and (found := sha256_of(path)) != row["sha256"]:
         raise DataError(
@@ -182,8 +181,8 @@ def _read_derived(path: Path, row: dict[str, Any], *, verify: bool) -> Recording
         unit=row["label"],
         channel="DE",
         sha256=row["sha256"],
-        derived=f"derived, not an original file: {len(signal)} samples of 98.mat in {len(bounds) - 1} segments",
-        segments=tuple(zip(bounds[:-1], bounds[1:], strict=True)),
+        derived=f"derived, not an original: {len(signal)} samples of 98.mat in {len(bounds) - 1} segments",
+        segments=tuple(itertools.pairwise(bounds)),
     )
 
 

@@ -98,7 +98,8 @@ def read_column(path: Path) -> np.ndarray:
         values = np.loadtxt(path, delimiter=",", dtype=np.float64, ndmin=2)
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: expected one column of numbers without a header, found {error}. Remove what is not a number."
+            f"{path}: expected one column of numbers without a header, found {error}. "
+            "Remove what is not a number."
         ) from None
     if values.shape[1] != 1:
         raise DataError(

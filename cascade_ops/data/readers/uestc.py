@@ -30,7 +30,7 @@ INFO = DatasetInfo(
     name="uestc",
     title="UESTC bearing data, 20 kHz, four speeds, no load",
     bearing=UCPH_20X,
-    licence="Open for fault-detection research; publications must cite the paper. Files are not redistributed.",
+    licence="Open for fault-detection research; publications cite the paper. Files are not redistributed.",
     citation=(
         "C. Liu et al., A New Target Domain One-Class Learning Bearing Fault Detection Framework, "
         "IEEE Sensors Journal, doi 10.1109/JSEN.2025.3635217"

@@ -98,7 +98,8 @@ def _positive(where: str, row: dict[str, str], column: str) -> float:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
         raise DataError(
-            f"{where}: expected {column} to be a number above 0, found {row[column] or 'nothing'!r}. Fill it in."
+            f"{where}: expected {column} to be a number above 0, found "
+            f"{row[column] or 'nothing'!r}. Fill it in."
         )
     return value
 
@@ -258,7 +259,8 @@ def _info(root: Path) -> DatasetInfo:
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}: expected an object with title, licence, citation and bearing, found {error}. Correct it."
+            f"{path}: expected an object with title, licence, citation and bearing, found "
+            f"{error}. Correct it."
         ) from None
 
 
