@@ -43,7 +43,7 @@ class StagePoint:
 
 def stage_chart(points: Sequence[StagePoint], style: fmt.MetricStyle) -> Markup:
     """Metric (above) and backbone parameters (below), one column per stage."""
-    top, metric_height, gap, bar_height = 26.0, 190.0, 34.0, 110.0
+    top, metric_height, gap, bar_height = 26.0, 230.0, 38.0, 110.0
     base = top + metric_height + gap + bar_height
     y = _metric_scale(points, top, metric_height)
     column = 100 / len(points)
@@ -136,7 +136,7 @@ def _links(points: Sequence[StagePoint], y: _Scale, column: float) -> list[Marku
 
 
 def _value(metric: Metric) -> float:
-    return metric.value if math.isfinite(metric.value) else -math.inf
+    return metric.value if math.isfinite(metric.value) else math.inf
 
 
 def _estimate(
@@ -151,7 +151,7 @@ def _estimate(
         reach = f"M0 {number(low)}V{number(high)}M-6 {number(low)}h12M-6 {number(high)}h12"
         drawn.append(tag("path", d=reach, class_=f"whisker {name}"))
     title = tag("title", f"{style.value(metric.value)}, 95 % CI {style.interval(metric.low, metric.high)}")
-    drawn.append(tag("circle", title, cx=0, cy=middle, r=4, class_=f"dot {name}"))
+    drawn.append(tag("circle", title, cx=0, cy=middle, r=3.5, class_=f"dot {name}"))
     # Inside its own <svg> a marker can mix a position in percent with a shape in pixels.
     parts = [tag("svg", *drawn, x=at, y=0, width=1, height=1)]
     where = min(high, middle) - 10 if above else max(low, middle) + 18

@@ -56,7 +56,7 @@ def factor(value: float) -> str:
     """A ratio: 13.84 → ``13.8×``; close to one it keeps a second decimal, so that 1.04 is not 1.0."""
     if not math.isfinite(value):
         return MISSING
-    decimals = 0 if value >= 100 else 2 if value < 2 else 1
+    decimals = 0 if value >= 99.5 else 2 if value < 1.95 else 1
     return f"{value:.{decimals}f}×"
 
 

@@ -155,7 +155,8 @@ def _summary(report: CompressionReport, style: fmt.MetricStyle) -> tuple[str, ..
         f"{fmt.inside(fmt.granularity(s.granularity))} −{fmt.ratio(s.ratio)}" for s in report.stages
     )
     if cuts:
-        sentences.append(f"Removed in order: {cuts}; recovery training after each cut.")
+        always = all(stage.recovery.steps > 0 for stage in report.stages)
+        sentences.append(f"Removed in order: {cuts}{'; recovery training after each cut' if always else ''}.")
     return tuple(sentences)
 
 

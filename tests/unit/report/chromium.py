@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,13 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 )
+# The browser reads commands on descriptor 3 and answers on 4.
+_MOVE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 CONSOLE_EVENTS = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
 
 
@@ -37,12 +46,26 @@ class Browser:
     """One page. ``events`` collects whatever the browser says between answers."""
 
     def __init__(self, executable: str, profile: Path) -> None:
-        to_child, self._write = os.pipe()
-        self._read, from_child = os.pipe()
-        # The browser reads commands on descriptor 3 and answers on 4; the shell moves ours there.
-        move = f'exec "$@" 3<&{to_child} 4>&{from_child}'
+        ends = os.pipe() + os.pipe()
+        # Out of the way of 3 and 4, so that the moves in _MOVE cannot overwrite one another.
+        to_child, self._write, self._read, from_child = (
+            fcntl.fcntl(e, fcntl.F_DUPFD_CLOEXEC, 10) for e in ends
+        )
+        for end in ends:
+            os.close(end)
         self._process = subprocess.Popen(
-            ["sh", "-c", move, "sh", executable, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [
+                sys.executable,
+                "-I",
+                "-c",
+                _MOVE,
+                str(to_child),
+                str(from_child),
+                executable,
+                *FLAGS,
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ],
             pass_fds=(to_child, from_child),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -52,7 +75,15 @@ class Browser:
         os.close(from_child)
         self._buffer, self._next, self._session = b"", 0, ""
         self.events: list[dict[str, Any]] = []
-        target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        try:
+            self._attach()
+        except (OSError, RuntimeError, TimeoutError):
+            self.close()
+            raise
+
+    def _attach(self) -> None:
+        targets = self.call("Target.getTargets")["targetInfos"]
+        target = next(t for t in targets if t["type"] == "page")
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
