@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -44,6 +44,7 @@ class TaskData:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the text front end and language models ask of a tokenizer (transformers' satisfy it)."""
 
