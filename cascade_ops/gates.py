@@ -35,11 +35,13 @@ class Gates:
         layer: batch × layers.
         head: batch × heads, per layer.
         channel: batch × channels, per layer.
+
+    ``_`` in a shape: layers may differ in it.
     """
 
     layer: Float[Tensor, "batch layers"]
-    head: tuple[Float[Tensor, "batch heads"], ...]
-    channel: tuple[Float[Tensor, "batch channels"], ...]
+    head: tuple[Float[Tensor, "batch _heads"], ...]
+    channel: tuple[Float[Tensor, "batch _channels"], ...]
 
     @classmethod
     def ones(

@@ -27,7 +27,7 @@ class ImportanceScores:
 
     granularity: Granularity
     criterion: str
-    per_layer: tuple[Float[Tensor, " units"], ...]
+    per_layer: tuple[Float[Tensor, " _units"], ...]
     samples: int
 
     def restrict(self, plan: PruningPlan) -> ImportanceScores:

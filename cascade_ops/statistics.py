@@ -41,7 +41,7 @@ class Statistics:
 
     samples: int
     tokens: int
-    sums: Mapping[Key, Float[Tensor, " units"]]
+    sums: Mapping[Key, Float[Tensor, " _units"]]
 
     @classmethod
     def zero(cls) -> Statistics:
