@@ -1,7 +1,7 @@
 """Where data is looked for, and opening it by name.
 
-In this order: a path given explicitly, ``CASCADE_DATA_DIR``, ``../shared/data`` below the current
-directory's parent if it exists, and the user's cache, where ``fetch`` writes.
+In this order: a path given explicitly (then nowhere else), ``CASCADE_DATA_DIR``, ``../shared/data`` relative
+to the current directory if it exists, and the user's cache, where ``fetch`` writes.
 """
 
 from __future__ import annotations

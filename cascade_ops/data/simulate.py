@@ -90,7 +90,7 @@ def _impacts(
     # over a ball, which rolls, as fast as over the outer race
     relative = {"OR": rates.ftf, "IR": shaft - rates.ftf, "B": rates.ftf}[kind]
     speed = np.pi * bearing.pitch_diameter * relative
-    return _Impacts(times=times, amplitudes=amplitudes * size / REFERENCE_MIL, lead=size / 1000.0 / speed)
+    return _Impacts(times=times, amplitudes=amplitudes, lead=size / 1000.0 / speed)
 
 
 def _ring(
@@ -113,6 +113,17 @@ def _ring(
     response *= amplitudes[:, None]
     inside = (index >= 0) & (index < samples)
     return np.bincount(index[inside], weights=response[inside], minlength=samples)
+
+
+def _fault(
+    impacts: _Impacts, modes: Sequence[tuple[float, float]], fs_hz: float, samples: int
+) -> Float[np.ndarray, " samples"]:
+    """Entry and exit events of every impact through the structure, at unit RMS."""
+    exits = _ring(impacts.times, impacts.amplitudes, modes, fs_hz, samples)
+    entries = _ring(impacts.times - impacts.lead, ENTRY * impacts.amplitudes, modes, fs_hz, samples)
+    total: np.ndarray = exits + entries
+    rms = float(np.sqrt(np.mean(total**2)))
+    return total / rms if rms > 0 else total  # a signal shorter than the first impact stays silent
 
 
 def simulate_recording(
@@ -152,15 +163,10 @@ def simulate_recording(
     signal = _shaft(rpm, samples, fs_hz, rng)
     noise = rng.standard_normal(samples)
     impacts = _impacts(label, bearing, rpm, seconds, rng)
-    if impacts is None:
-        level = 1.0
-    else:
-        exits = _ring(impacts.times, impacts.amplitudes, modes, fs_hz, samples)
-        entries = _ring(impacts.times - impacts.lead, ENTRY * impacts.amplitudes, modes, fs_hz, samples)
-        fault = exits + entries
+    level = 1.0
+    if impacts is not None:
         size = fault_size_mil(label) or REFERENCE_MIL
-        fault *= size / REFERENCE_MIL / float(np.sqrt(np.mean(fault**2)))
-        signal = signal + fault
+        signal = signal + size / REFERENCE_MIL * _fault(impacts, modes, fs_hz, samples)
         level = 10.0 ** (-snr_db / 20.0)
     return Recording(
         name=f"simulated-{label}-load{load}",

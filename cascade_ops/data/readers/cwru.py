@@ -34,6 +34,9 @@ from cascade_ops.errors import DataError, UnknownNameError, UsageError
 NOMINAL_RPM = {0: 1797.0, 1: 1772.0, 2: 1750.0, 3: 1730.0}
 """Shaft speed by motor load in horsepower, as the publisher states it."""
 
+SHORTEST_S = 9.0
+"""A file of unknown length must last this long at its rate, or it was sampled at another one."""
+
 CHANNELS = {"DE": "drive end", "FE": "fan end", "BA": "base"}
 
 INFO = DatasetInfo(
@@ -53,6 +56,8 @@ INFO = DatasetInfo(
 
 _MANIFEST = manifest("cwru")
 _FILES: dict[str, dict[str, Any]] = {row["file"]: row for row in _MANIFEST["files"]}
+_UNVERIFIED: tuple[dict[str, Any], ...] = tuple(_MANIFEST["unverified"])
+"""Publisher's files whose checksum is not known here: read where a user put them, never downloaded."""
 _DERIVED: tuple[dict[str, Any], ...] = tuple(_MANIFEST["derived"])
 
 
@@ -74,7 +79,7 @@ def load(root: Path, *, channel: str = "DE", verify: bool = True, **options: Any
     if channel not in CHANNELS:
         raise UnknownNameError("CWRU channel", channel, CHANNELS)
     recordings, missing, lacking = [], [], []
-    for row in _FILES.values():
+    for row in (*_FILES.values(), *_UNVERIFIED):
         if not (root / row["file"]).is_file():
             missing.append(row["file"])
             continue
@@ -112,6 +117,9 @@ def _with_notes(
         notes.append(f"not here: {', '.join(missing)}")
     if lacking:
         notes.append(f"no {CHANNELS[channel]} channel in {', '.join(lacking)}: left out")
+    unchecked = [r.name for r in recordings if not r.sha256]
+    if unchecked:
+        notes.append(f"{', '.join(unchecked)}: no checksum is known, read as found")
     absent = [load for load in "0123" if not any(r.label == "N" and r.load == load for r in recordings)]
     if absent:
         notes.append(f"normal is missing at load {', '.join(absent)}")
@@ -131,12 +139,15 @@ def read_recording(
     if channel != "DE" and not any(name.endswith(f"_{channel}_time") for name in variables):
         return None
     signal = checked_signal(path, pick_channel(path, variables, key, f"_{channel}_time"))
-    if len(signal) != row["samples"]:
+    expected = row["samples"] or max(len(signal), round(SHORTEST_S * row["fs_hz"]))
+    least = "" if row["samples"] else "at least "
+    if len(signal) != expected:
         raise DataError(
-            f"{path}: expected {row['samples']} samples ({row['label']}, {row['fs_hz']} Hz), found "
+            f"{path}: expected {least}{expected} samples ({row['label']}, {row['fs_hz']} Hz), found "
             f"{len(signal)}. It is not the {row['fs_hz'] // 1000} kHz file of that name: replace it."
         )
-    if verify and (found := sha256_of(path)) != row["sha256"]:
+    found = sha256_of(path) if verify and row["sha256"] else row["sha256"]
+    if found != row["sha256"]:
         raise DataError(
             f"{path}: expected sha256 {row['sha256'][:12]}…, found {found[:12]}…. The file was changed: "
             "delete it and run `cascade data fetch cwru`, or load with verify=False."
@@ -155,7 +166,7 @@ def read_recording(
         load=str(row["load_hp"]),
         unit=row["label"],  # one seeded bearing per class, run through all loads
         channel=channel,
-        sha256=row["sha256"],
+        sha256=row["sha256"] or "",
     )
 
 

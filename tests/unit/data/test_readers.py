@@ -107,6 +107,20 @@ def test_a_changed_file_is_refused(tmp_path: Path):
         cwru_reader.read_recording(path, row_174())
 
 
+def test_a_normal_recording_without_a_known_checksum_is_read_where_it_lies(tmp_path: Path):
+    rows = {row["file"]: row for row in manifest("cwru")["unverified"]}
+    long = np.resize(SIGNAL, 485_000)
+    savemat(tmp_path / "99.mat", {"X098_DE_time": -long, "X099_DE_time": long})
+    data = cwru_reader.load(tmp_path)
+    assert [(r.name, r.load, r.fs_hz, r.signal[0]) for r in data.recordings] == [
+        ("99.mat", "2", 48_000.0, SIGNAL[0])
+    ]
+    assert any("99.mat: no checksum is known" in note for note in data.info.notes)
+    savemat(tmp_path / "100.mat", {"X100_DE_time": long[:121_000]})  # 10 s at 12 kHz
+    with pytest.raises(DataError, match=r"expected at least 432000 samples .* found 121000"):
+        cwru_reader.read_recording(tmp_path / "100.mat", rows["100.mat"])
+
+
 def test_unknown_channel_and_option(tmp_path: Path):
     with pytest.raises(UnknownNameError, match="CWRU channel"):
         cwru_reader.load(tmp_path, channel="XX")

@@ -188,6 +188,7 @@ def test_no_sample_is_on_two_sides(
                 assert (np.diff(mine) >= length).all()
 
 
+@settings(deadline=None)
 @given(
     samples=st.integers(0, 100_000),
     fractions=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(0.01, 1.0)),
