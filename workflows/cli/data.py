@@ -76,7 +76,7 @@ def list_datasets(
         return
     for row in rows:
         typer.echo(f"{row.name:<10} {_state(row):<28} {row.title}")
-        typer.echo(f"{'':<10} {row.folder or 'from ' + row.obtain}")
+        typer.echo(f"{'':<10} {row.folder or f'from: {row.obtain}'}")
         typer.echo(f"{'':<10} {row.licence}")
 
 

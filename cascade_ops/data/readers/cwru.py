@@ -43,7 +43,7 @@ INFO = DatasetInfo(
     name="cwru",
     title="CWRU bearing data, drive-end faults, 12 kHz",
     bearing=SKF_6205,
-    licence="Public at Case School of Engineering without a formal licence. Files are not redistributed.",
+    licence="Public at Case School of Engineering; no formal licence known. Files are not redistributed.",
     citation=(
         "Case Western Reserve University Bearing Data Center, engineering.case.edu/bearingdatacenter; "
         "see Smith and Randall, MSSP 64-65 (2015) 100-131, for what each recording is worth."

@@ -31,7 +31,7 @@ INFO = DatasetInfo(
     name="jnu",
     title="JNU bearing data, 50 kHz, three speeds",
     bearing=None,
-    licence="No licence stated by the publisher; for research. Files are not redistributed.",
+    licence="Licence not known here: ask the authors. Files are not redistributed.",
     citation=(
         "Li, Ping, Wang, Chen and Cao, Sequential fuzzy diagnosis method for motor roller bearing in "
         "variable operating conditions based on vibration analysis, Sensors 13(6) (2013) 8013-8041"

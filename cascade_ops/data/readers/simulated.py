@@ -24,7 +24,5 @@ def load(root: Path, **options: Any) -> Dataset:
 
 DATASETS.add(
     "simulated",
-    DatasetEntry(
-        info=INFO, find=lambda root: None, load=load, obtain="made on the spot from bearing mechanics"
-    ),
+    DatasetEntry(info=INFO, find=lambda root: None, load=load, obtain="bearing mechanics, made on the spot"),
 )
