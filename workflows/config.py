@@ -66,7 +66,7 @@ class DataConfig:
     path: str | None = None
     split: str = "load:3"
     length: int = 1024
-    stride: int = 512
+    stride: int = 256
     rate_hz: float = 12000.0
     classes: tuple[str, ...] | None = None
     calibration: int = 256

@@ -1,0 +1,183 @@
+"""``cascade inspect`` and ``cascade eval``: what a model is made of, and how good it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from cascade_ops.anatomy import ModelAnatomy
+    from workflows.config import JobConfig
+
+INSPECT_SCHEMA, EVAL_SCHEMA = "cascade.inspect/1", "cascade.eval/1"
+
+
+def inspect(
+    model: Annotated[
+        str, typer.Argument(help="Run directory, model folder (a config alone will do) or hub name.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Show a model's layers, heads and channels, its parameters by part, and whether structural SIA holds."""
+    from cascade_ops.anatomy import anatomy_of
+    from cascade_ops.sia import check_sia
+    from workflows.console import Output
+
+    output = Output(as_json=as_json)
+    with output.working():
+        anatomy = anatomy_of(_config_of(model))
+    document = _anatomy_document(model, anatomy, check_sia(anatomy).verdicts)
+    if as_json:
+        output.document(document)
+        return
+    params = document["params"]
+    output.text(
+        f"{anatomy.family} ({anatomy.model_type}), hidden size {anatomy.hidden_size}\n"
+        f"parameters: {params['total']:,} = backbone {params['backbone']:,} (attention {params['attention']:,}, "
+        f"feed-forward {params['mlp']:,}, rest {params['norms_and_biases']:,}) + other {params['other']:,}\n"
+    )
+    layers = document["layers"]
+    columns = ("source", "heads", "kv_heads", "head_dim", "channels", "params")
+    output.table(columns, [[layer[column] for column in columns] for layer in layers])
+    output.text("")
+    rows = [(v["granularity"], v["kappa"], v["pi"], v["holds"], v["reason"]) for v in document["sia"]]
+    output.table(("unit", "κ", "π", "SIA", "why"), rows)
+
+
+def _config_of(model: str) -> PreTrainedConfig:
+    """Raises CheckpointError, UsageError."""
+    from transformers import AutoConfig
+
+    from cascade_ops.checkpoint import read_config
+    from cascade_ops.errors import UsageError
+
+    path = _model_folder(Path(model))
+    if path.exists():
+        return read_config(path)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"unknown model {model!r}: neither a run, nor a model folder, nor reachable by that name ({first})"
+        ) from None
+    return config
+
+
+def _model_folder(path: Path) -> Path:
+    """A run's compressed model, or the folder itself."""
+    from cascade_ops.errors import CheckpointError
+
+    if (path / "config.yaml").is_file():
+        if not (path / "model").is_dir():
+            raise CheckpointError(f"{path}: has no model yet. Finish it: cascade compress --resume {path}")
+        return path / "model"
+    return path
+
+
+def _anatomy_document(model: str, anatomy: ModelAnatomy, verdicts: Any) -> dict[str, Any]:
+    from cascade_ops.serde import to_jsonable
+
+    layers = anatomy.layers
+    return {
+        "schema": INSPECT_SCHEMA,
+        "model": model,
+        "family": anatomy.family,
+        "model_type": anatomy.model_type,
+        "hidden_size": anatomy.hidden_size,
+        "gated": anatomy.gated,
+        "params": {
+            "total": anatomy.total_params,
+            "backbone": anatomy.backbone_params,
+            "attention": sum(x.heads * x.params_head + x.kv_heads * x.params_kv for x in layers),
+            "mlp": sum(x.channels * x.params_channel for x in layers),
+            "norms_and_biases": sum(x.params_fixed for x in layers),
+            "other": anatomy.params_other,
+        },
+        "layers": [
+            {
+                "source": layer.source,
+                "heads": layer.heads,
+                "kv_heads": layer.kv_heads,
+                "heads_per_kv": list(layer.heads_per_kv),
+                "head_dim": layer.head_dim,
+                "channels": layer.channels,
+                "params": layer.params,
+            }
+            for layer in layers
+        ],
+        "sia": to_jsonable(list(verdicts)),
+    }
+
+
+def evaluate_model(
+    model: Annotated[Path, typer.Argument(help="Run directory, or a model folder inside one.")],
+    data: Annotated[str | None, typer.Option(help="Another dataset.")] = None,
+    data_path: Annotated[Path | None, typer.Option(help="Its folder, if not in a usual place.")] = None,
+    split: Annotated[str | None, typer.Option(help="Another split.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Measure a saved model on the test side of its run's data, or of other data."""
+    from cascade_ops.checkpoint import load_pruned
+    from cascade_ops.evaluation import evaluate
+    from cascade_ops.serde import to_jsonable
+    from workflows.console import Output
+    from workflows.prepare import prepare_data, with_data
+
+    output = Output(as_json=as_json)
+    with output.working():
+        config = _run_config(model)
+        path = str(data_path) if data_path else None
+        config = with_data(config, name=data, path=path, split=split)
+        folder = _model_folder(model)
+        loaded = load_pruned(folder)
+        prepared = prepare_data(config)
+        _check_classes(loaded, prepared.data.classes)
+        task = prepared.data
+        result = evaluate(loaded, task.test, task=task.task, classes=task.classes)
+    about = prepared.description
+    if as_json:
+        place = {"dataset": about["name"], "source": about["source"], "split": about["split"]}
+        output.document(
+            {
+                "schema": EVAL_SCHEMA,
+                "model": str(folder),
+                "task": task.task,
+                **place,
+                "evaluation": to_jsonable(result),
+            }
+        )
+        return
+    metric = result.metric
+    output.text(
+        f"{metric.name} {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}] on {metric.samples:,} samples of "
+        f"{about['name']}, split {about['split']}; loss {result.loss:.4g}"
+    )
+    if result.per_class:
+        output.table(("class", "recall"), list(result.per_class.items()))
+
+
+def _run_config(path: Path) -> JobConfig:
+    """The configuration of the run that ``path`` is or is part of. Raises CheckpointError."""
+    from cascade_ops.errors import CheckpointError
+    from workflows.rundir import CONFIG, RunDir
+
+    for folder in (path, *path.resolve().parents):
+        if (folder / CONFIG).is_file():
+            return RunDir(path=folder).config()
+    raise CheckpointError(f"{path}: expected a run directory or a model inside one, found neither")
+
+
+def _check_classes(model: Any, classes: tuple[str, ...]) -> None:
+    from cascade_ops.errors import UsageError
+
+    known = getattr(model.config, "classes", None)
+    if known is not None and tuple(known) != classes:
+        raise UsageError(
+            f"the model knows the classes {', '.join(known)}; the data has {', '.join(classes)}. "
+            "Choose data with the same classes."
+        )

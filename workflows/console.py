@@ -1,0 +1,119 @@
+"""What a person sees: progress and logs on stderr, data on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+LINE_EVERY = 10.0
+"""Seconds between progress lines where stderr is not a terminal."""
+WIDE = 160
+"""Columns of a table that is not for a terminal: wrapped cells are hard to search."""
+
+
+class Lines:
+    """Progress as plain lines: the start and end of a phase, and one now and then in between."""
+
+    def __init__(self, stream: TextIO, *, every: float = LINE_EVERY) -> None:
+        self._stream, self._every = stream, every
+        self._last = time.monotonic()
+
+    def __call__(self, phase: str, done: int, total: int, **figures: float) -> None:
+        now = time.monotonic()
+        if now - self._last < self._every:
+            return
+        self._last = now
+        values = "".join(f", {name} {value:.4g}" for name, value in figures.items())
+        print(f"  {phase}: {done}/{total}{values}", file=self._stream, flush=True)
+
+
+class Bar:
+    """Progress as a bar on a terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._phase = ""
+        self._task = progress.add_task("", total=None, visible=False)
+
+    def __call__(self, phase: str, done: int, total: int, **figures: float) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            self._progress.reset(self._task, visible=True)
+        values = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self._progress.update(self._task, description=phase, completed=done, total=total, figures=values)
+
+
+class Output:
+    """The two streams of one command.
+
+    Args:
+        as_json: data is one JSON document.
+        quiet: say nothing but errors and data.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self._stdout, self._stderr = sys.stdout, sys.stderr
+
+    def say(self, message: str) -> None:
+        """A log line."""
+        if not self.quiet:
+            print(message, file=self._stderr, flush=True)
+
+    def document(self, document: Any) -> None:
+        """The JSON document of the command."""
+        print(json.dumps(document, indent=2, ensure_ascii=False), file=self._stdout, flush=True)
+
+    def text(self, text: str) -> None:
+        print(text, file=self._stdout, flush=True)
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None
+    ) -> None:
+        """Rows as a table; columns of numbers to the right."""
+        table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        for index, column in enumerate(columns):
+            numeric = bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(_shown(value) for value in row))
+        width = None if self._stdout.isatty() else WIDE
+        Console(file=self._stdout, highlight=False, width=width).print(table)
+
+    @contextmanager
+    def working(self) -> Iterator[Lines | Bar | None]:
+        """A Progress for the body, None if quiet. What libraries print to stdout goes to stderr meanwhile."""
+        with redirect_stdout(self._stderr):
+            if self.quiet:
+                yield None
+            elif not self._stderr.isatty():
+                yield Lines(self._stderr)
+            else:
+                columns = (
+                    TextColumn("{task.description:>16}"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TimeRemainingColumn(),
+                    TextColumn("{task.fields[figures]}"),
+                )
+                console = Console(file=self._stderr)
+                with Progress(*columns, console=console, transient=True) as progress:
+                    yield Bar(progress)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)

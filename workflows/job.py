@@ -1,0 +1,303 @@
+"""The main job: dense model, then stage by stage, then the report. Killed, it goes on where it was.
+
+Every step starts from the files of the step before it and seeds itself from the run's seed and its own
+number, so a run that was interrupted ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from cascade_ops.anatomy import ModelAnatomy, anatomy_of
+from cascade_ops.cascade import carry_over, dense_scores, plan_of, run_stage, validate_schedule
+from cascade_ops.checkpoint import load_pruned, save_pruned
+from cascade_ops.errors import ConfigError
+from cascade_ops.evaluation import evaluate
+from cascade_ops.measure import latency, model_figures
+from cascade_ops.progress import Progress, silent
+from cascade_ops.results import CompressionReport, Evaluation, ModelFigures, RecoveryResult, StageResult
+from cascade_ops.schedule import CascadeSchedule
+from cascade_ops.scoring import Scores
+from cascade_ops.serde import from_jsonable, to_jsonable
+from cascade_ops.training import fit
+from workflows.config import JobConfig, differences
+from workflows.examples import diagnose_examples
+from workflows.prepare import Prepared, build_dense, prepare_data
+from workflows.provenance import provenance
+from workflows.report import write_report
+from workflows.rundir import (
+    PROVENANCE,
+    RESULT,
+    RunDir,
+    create,
+    open_run,
+    read_json,
+    refuse_existing,
+    replacing,
+)
+from workflows.rundir import write_json as write_json_file
+
+DENSE = "00-dense"
+ARTIFACTS = {"model": "model", "dense_model": f"steps/{DENSE}/model", "report": "report.html"}
+
+Say = Callable[[str], None]
+
+
+def _mute(message: str) -> None:
+    """A Say that says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run under way."""
+
+    config: JobConfig
+    run: RunDir
+    prepared: Prepared
+    schedule: CascadeSchedule
+    progress: Progress
+    say: Say
+
+
+def start(config: JobConfig, out: Path, *, progress: Progress = silent, say: Say = _mute) -> RunDir:
+    """Run ``config`` into the new folder ``out``.
+
+    Everything that can be refused is refused before the folder is made.
+
+    Raises:
+        CascadeError: see the messages.
+        OSError: the disk is full; finished steps stay, and the run can be resumed.
+    """
+    refuse_existing(out)
+    config = replace(config, out=str(out), threads=config.threads or torch.get_num_threads())
+    _deterministic(config)
+    prepared = _load_data(config, say)
+    schedule = config.schedule.build()
+    dense = _seeded_dense(config, prepared)
+    validate_schedule(schedule, anatomy_of(dense))
+    origin = provenance(
+        seed=config.seed, threads=torch.get_num_threads(), data_fingerprint=prepared.fingerprint
+    )
+    job = Job(
+        config=config,
+        run=create(out, config, origin),
+        prepared=prepared,
+        schedule=schedule,
+        progress=progress,
+        say=say,
+    )
+    return _carry_out(job)
+
+
+def resume(
+    path: Path, *, requested: JobConfig | None = None, progress: Progress = silent, say: Say = _mute
+) -> RunDir:
+    """Continue the run in ``path`` at its first unfinished step.
+
+    Args:
+        requested: the configuration asked for, if any; it must be the recorded one.
+
+    Raises:
+        ConfigError: it is not, naming the keys that differ.
+        CheckpointError: no run is there, or the data has changed.
+    """
+    run = open_run(path)
+    config = run.config()
+    if requested is not None:
+        changed = differences(config, replace(requested, threads=requested.threads or config.threads))
+        if changed:
+            raise ConfigError(
+                f"{path}: was started with another configuration ({'; '.join(changed)}). "
+                "Resume it without changes, or start a new run."
+            )
+    if run.complete:
+        say(f"{path}: is complete already")
+        return run
+    _deterministic(config)
+    prepared = _load_data(config, say)
+    recorded = read_json(run.path / PROVENANCE).get("data_fingerprint")
+    if recorded != prepared.fingerprint:
+        raise ConfigError(
+            f"{path}: was started on other data (fingerprint {recorded}, found {prepared.fingerprint}). "
+            "Restore them, or start a new run."
+        )
+    job = Job(
+        config=config,
+        run=run,
+        prepared=prepared,
+        schedule=config.schedule.build(),
+        progress=progress,
+        say=say,
+    )
+    return _carry_out(job)
+
+
+def _deterministic(config: JobConfig) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _load_data(config: JobConfig, say: Say) -> Prepared:
+    prepared = prepare_data(config)
+    about = prepared.description
+    what = "simulated signals" if about["source"] == "simulated" else "recordings"
+    counts = about.get("windows") or about.get("sequences") or {}
+    say(
+        f"data: {about['name']} ({what}), split {about['split']}: "
+        + ", ".join(f"{count} {side}" for side, count in counts.items())
+    )
+    return prepared
+
+
+def _seeded_dense(config: JobConfig, prepared: Prepared) -> PreTrainedModel:
+    torch.manual_seed(config.seed)
+    return build_dense(config, prepared.data)
+
+
+def step_names(schedule: CascadeSchedule) -> tuple[str, ...]:
+    """Step folders in order."""
+    stages = (f"{index + 1:02d}-{stage.granularity.value}" for index, stage in enumerate(schedule.stages))
+    return (DENSE, *stages)
+
+
+def _carry_out(job: Job) -> RunDir:
+    job.say(f"run: {job.run.path} (if interrupted: cascade compress --resume {job.run.path})")
+    names = step_names(job.schedule)
+    if not job.run.finished(DENSE):
+        _train_dense(job)
+    dense_model = load_pruned(job.run.step(DENSE) / "model")
+    dense = anatomy_of(dense_model)
+    scores = None
+    if not job.schedule.rescore:
+        scores = dense_scores(dense_model, job.schedule, job.prepared.data, seed=job.config.seed)
+    for index, name in enumerate(names[1:]):
+        if job.run.finished(name):
+            result = from_jsonable(StageResult, job.run.result(name))
+            job.say(f"{name}: done before")
+        else:
+            result = _run_stage(job, index, names, dense, scores)
+        if scores is not None:
+            scores = carry_over(scores, plan_of(result))
+    _finish(job, names, dense_model)
+    return job.run
+
+
+def _train_dense(job: Job) -> None:
+    began = time.perf_counter()
+    config, data = job.config, job.prepared.data
+    model = _seeded_dense(config, job.prepared)
+    training = fit(
+        model, data.train, config.train, seed=config.seed, progress=job.progress, phase="dense training"
+    )
+    evaluation = evaluate(model, data.test, task=data.task, classes=data.classes)
+    with job.run.writing(DENSE) as folder:
+        save_pruned(model, folder / "model")
+        record = {
+            "training": to_jsonable(training),
+            "evaluation": to_jsonable(evaluation),
+            "seconds": time.perf_counter() - began,
+        }
+        write_json_file(folder / RESULT, record)
+    job.say(f"{DENSE}: {_told(evaluation)}, {anatomy_of(model).backbone_params:,} backbone parameters")
+
+
+def _run_stage(
+    job: Job, index: int, names: tuple[str, ...], dense: ModelAnatomy, scores: Scores | None
+) -> StageResult:
+    model = load_pruned(job.run.step(names[index]) / "model")
+    name = names[index + 1]
+    torch.manual_seed(job.config.seed * 1000 + index + 1)
+    result = run_stage(
+        model,
+        job.schedule,
+        index,
+        data=job.prepared.data,
+        dense=dense,
+        seed=job.config.seed,
+        scores=scores,
+        progress=job.progress,
+    )
+    with job.run.writing(name) as folder:
+        save_pruned(model, folder / "model")
+        write_json_file(folder / RESULT, to_jsonable(result))
+    job.say(
+        f"{name}: {_told(result.after_recovery)} ({result.before_recovery.metric.value:.4g} before recovery), "
+        f"{result.params:,} backbone parameters ({dense.backbone_params / result.params:.4g}×)"
+    )
+    return result
+
+
+def _told(evaluation: Evaluation) -> str:
+    metric = evaluation.metric
+    return f"{metric.name} {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"
+
+
+def _finish(job: Job, names: tuple[str, ...], dense_model: PreTrainedModel) -> None:
+    """The final model and the report, whose JSON form marks the run as complete."""
+    began = time.perf_counter()
+    last = job.run.step(names[-1]) / "model"
+    final_model = load_pruned(last)
+    with replacing(job.run.model) as folder:
+        shutil.copytree(last, folder, dirs_exist_ok=True)
+    report = _report(job, names, dense_model, final_model, began)
+    examples = diagnose_examples(dense_model, final_model, job.prepared)
+    write_report(report, job.run.path, artifacts=ARTIFACTS, examples=examples)
+
+
+def _report(
+    job: Job, names: tuple[str, ...], dense_model: PreTrainedModel, final_model: PreTrainedModel, began: float
+) -> CompressionReport:
+    config, data = job.config, job.prepared.data
+    record = job.run.result(DENSE)
+    stages = tuple(from_jsonable(StageResult, job.run.result(name)) for name in names[1:])
+    dense, final = _figures(
+        (dense_model, from_jsonable(Evaluation, record["evaluation"])),
+        (final_model, stages[-1].after_recovery),
+        job,
+    )
+    return CompressionReport(
+        task=config.task,
+        dataset=job.prepared.description["name"],
+        split=job.prepared.description["split"],
+        seeds=(config.seed,),
+        model=model_name(config),
+        dense=dense,
+        final=final,
+        stages=stages,
+        dense_training=from_jsonable(RecoveryResult, record["training"]) if config.train.steps else None,
+        seconds=record["seconds"] + sum(stage.seconds for stage in stages) + time.perf_counter() - began,
+        data=job.prepared.description,
+        config=to_jsonable(config),
+        provenance=_recorded_provenance(job, data.metadata),
+    )
+
+
+def _recorded_provenance(job: Job, metadata: dict[str, Any]) -> dict[str, Any]:
+    recorded: dict[str, Any] = read_json(job.run.path / PROVENANCE)
+    return {**recorded, "split": metadata.get("split")}
+
+
+def _figures(
+    dense: tuple[PreTrainedModel, Evaluation], final: tuple[PreTrainedModel, Evaluation], job: Job
+) -> tuple[ModelFigures, ModelFigures]:
+    job.progress("latency", 0, 1)
+    times = latency([dense[0], final[0]], job.prepared.data.test)
+    job.progress("latency", 1, 1)
+    return model_figures(dense[0], times[0], dense[1]), model_figures(final[0], times[1], final[1])
+
+
+def model_name(config: JobConfig) -> str:
+    """What the report calls the model."""
+    if config.model.path is not None:
+        return Path(config.model.path).name
+    assert config.model.config is not None  # ModelConfig has one of the two
+    return str(config.model.config["model_type"])

@@ -1,0 +1,136 @@
+"""A run directory that describes itself, and in which nothing is ever half-written.
+
+    RUN/config.yaml        the resolved configuration
+    RUN/provenance.json    versions, commit, data fingerprint, threads
+    RUN/steps/NN-name/     one step: model/ and result.json
+    RUN/model/             the compressed model
+    RUN/report.json, report.html
+
+A step is written under a temporary name and renamed, so a step folder that exists is a finished step.
+The report comes last: a run that has both its files is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cascade_ops.errors import CheckpointError, RunExistsError
+from workflows.config import JobConfig, dump, read_document, resolve
+
+CONFIG, PROVENANCE, RESULT = "config.yaml", "provenance.json", "result.json"
+REPORT, PAGE = "report.json", "report.html"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDir:
+    """One run's folder."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def report(self) -> Path:
+        return self.path / REPORT
+
+    @property
+    def complete(self) -> bool:
+        return self.report.is_file() and (self.path / PAGE).is_file()
+
+    def step(self, name: str) -> Path:
+        return self.path / "steps" / name
+
+    def finished(self, name: str) -> bool:
+        return (self.step(name) / RESULT).is_file()
+
+    def result(self, name: str) -> Any:
+        """What step ``name`` recorded. Raises CheckpointError."""
+        return read_json(self.step(name) / RESULT)
+
+    def config(self) -> JobConfig:
+        """The recorded configuration. Raises ConfigError."""
+        return resolve(read_document(self.path / CONFIG))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A temporary folder that becomes step ``name`` on success and vanishes on failure."""
+        with replacing(self.step(name)) as scratch:
+            yield scratch
+
+
+def create(path: Path, config: JobConfig, provenance: dict[str, Any]) -> RunDir:
+    """A new run directory, complete with its description or not there at all.
+
+    Raises:
+        RunExistsError: ``path`` is there already.
+    """
+    refuse_existing(path)
+    with replacing(path) as scratch:
+        (scratch / "steps").mkdir()
+        write_json(scratch / PROVENANCE, provenance)
+        write_text(scratch / CONFIG, dump(config))
+    return RunDir(path=path)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises RunExistsError if ``path`` is anything but an empty folder or nothing."""
+    if (path / CONFIG).is_file():
+        raise RunExistsError(
+            f"{path}: a run is there already. Continue it (cascade compress --resume {path}), "
+            "or give another --out."
+        )
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise RunExistsError(f"{path}: is not empty and not a run. Give another --out.")
+
+
+def open_run(path: Path) -> RunDir:
+    """An existing run directory. Raises CheckpointError."""
+    if not (path / CONFIG).is_file():
+        found = "a folder without it" if path.is_dir() else "no such folder"
+        raise CheckpointError(f"{path}: expected a run directory with {CONFIG}, found {found}")
+    return RunDir(path=path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place on success and vanishes on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)  # mkdtemp's is private
+        if path.exists():
+            shutil.rmtree(path)
+        scratch.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_json(path: Path, document: Any) -> None:
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write and wait for the disk, so that a later marker never outlives what it marks."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_json(path: Path) -> Any:
+    """Raises CheckpointError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected a JSON document ({error})") from error
