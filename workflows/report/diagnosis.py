@@ -70,10 +70,9 @@ class ExampleView:
 def example_view(example: ExampleDiagnosis) -> ExampleView:
     dense, final = _answer(example.dense), _answer(example.final)
     right = final[0] == example.truth
-    if right:
-        verdict = f"Diagnosed right: {final[0]}"
-    else:
-        verdict = f"Diagnosed wrong: {final[0]}, truly {example.truth}"
+    verdict = f"Diagnosed {'right' if right else 'wrong'}: {final[0]}"
+    if not right:
+        verdict += f", truly {example.truth}"
     names = dict.fromkeys((*example.dense, *example.final))
     shares = sorted(
         (

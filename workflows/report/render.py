@@ -21,7 +21,11 @@ from workflows.report.view import page_view
 def render_html(
     report: CompressionReport, *, artifacts: Mapping[str, str], examples: Sequence[ExampleDiagnosis] = ()
 ) -> str:
-    """The whole page as one string."""
+    """The whole page as one string.
+
+    From the free-form part of the report it understands ``data["source"]`` ("simulated" is announced at
+    the top) and ``data["notes"]`` (what a reader must know first); the rest is listed as it is.
+    """
     page = page_view(report, artifacts=artifacts, examples=examples)
     return _environment().get_template("template.html.j2").render(page=page, report=report, fmt=fmt)
 

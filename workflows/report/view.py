@@ -215,18 +215,10 @@ def _measured(
     """(figure, dense, compressed, ratio or change)."""
     a, b = dense.latency_ms, final.latency_ms
 
-    def with_interval(metric: Metric, how: fmt.MetricStyle) -> str:
-        return f"{how.value(metric.value)} ({how.interval(metric.low, metric.high)})"
-
-    def metric_row(before: Metric, after: Metric) -> tuple[str, str, str, str]:
-        how = fmt.metric_style(after.name)
-        change = how.change(before.value, after.value)
-        return (f"{how.title} (95 % CI)", with_interval(before, how), with_interval(after, how), change)
-
     rows = [
-        metric_row(dense.evaluation.metric, final.evaluation.metric),
+        _metric_row(dense.evaluation.metric, final.evaluation.metric),
         *(
-            metric_row(dense.evaluation.extra[name], metric)
+            _metric_row(dense.evaluation.extra[name], metric)
             for name, metric in final.evaluation.extra.items()
             if name in dense.evaluation.extra
         ),
@@ -263,6 +255,12 @@ def _measured(
         ("latency, 5th to 95th percentile", _span(a.p5, a.p95), _span(b.p5, b.p95), ""),
     ]
     return tuple(rows)
+
+
+def _metric_row(before: Metric, after: Metric) -> tuple[str, str, str, str]:
+    how = fmt.metric_style(after.name)
+    dense, final = (f"{how.value(m.value)} ({how.interval(m.low, m.high)})" for m in (before, after))
+    return (f"{how.title} (95 % CI)", dense, final, how.change(before.value, after.value))
 
 
 def _span(low: float, high: float) -> str:

@@ -53,19 +53,9 @@ class Browser:
         )
         for end in ends:
             os.close(end)
+        shim = [sys.executable, "-I", "-c", _MOVE, str(to_child), str(from_child)]
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-c",
-                _MOVE,
-                str(to_child),
-                str(from_child),
-                executable,
-                *FLAGS,
-                f"--user-data-dir={profile}",
-                "about:blank",
-            ],
+            [*shim, executable, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(to_child, from_child),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -115,7 +105,7 @@ class Browser:
     def open(self, page: Path, width: int, *, dark: bool, scripts: bool = True) -> None:
         self.events.clear()
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self.call("Emulation.setEmulatedMedia", media="screen", features=scheme)
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
@@ -123,6 +113,11 @@ class Browser:
         self.call("Page.navigate", url=page.as_uri())
         if not any(e["method"] == "Page.loadEventFired" for e in self.events):
             self._until(lambda m: m.get("method") == "Page.loadEventFired", 60)
+
+    def print_colours(self) -> None:
+        """Lay the open page out as for paper, on a machine that prefers dark."""
+        dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+        self.call("Emulation.setEmulatedMedia", media="print", features=dark)
 
     def evaluate(self, expression: str) -> Any:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.unit.report import chromium
 from tests.unit.report.factory import bearing_report, example, huge_report, language_report
-from workflows.report import write_report
+from workflows.report import render_html
 
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
@@ -31,10 +32,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("reports")
     reports = {"bearing": bearing_report(), "language": language_report(), "huge": huge_report()}
     examples = {"bearing": (example(),)}
-    return {
-        name: write_report(report, folder / name, artifacts={}, examples=examples.get(name, ()))[1]
-        for name, report in reports.items()
-    }
+    pages = {name: folder / f"{name}.html" for name in reports}
+    for name, page in pages.items():
+        html = render_html(reports[name], artifacts={}, examples=examples.get(name, ()))
+        page.write_text(html, encoding="utf-8")
+    return pages
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -66,3 +68,22 @@ def test_readable_without_scripts(browser: chromium.Browser, pages: dict[str, Pa
     assert browser.evaluate("document.querySelector('button.theme')") is None
     assert "13.8× smaller backbone" in browser.evaluate("document.body.innerText")
     assert browser.evaluate("document.querySelectorAll('svg.chart').length") >= 6
+
+
+def test_paper_stays_white(browser: chromium.Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["bearing"], 1440, dark=True)
+    browser.print_colours()
+    assert browser.evaluate(BACKGROUND) == "rgb(255, 255, 255)"
+    assert browser.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor") == (
+        "rgb(255, 255, 255)"
+    )
+
+
+def test_names_without_a_break_do_not_widen_the_page(browser: chromium.Browser, tmp_path: Path) -> None:
+    long = "x" * 200
+    report = replace(bearing_report(), dataset=long, model=long, config={long: long}, data={long: long})
+    diagnosis = replace(example(long), truth=long, note=long)
+    page = tmp_path / "report.html"
+    page.write_text(render_html(report, artifacts={}, examples=(diagnosis,)), encoding="utf-8")
+    browser.open(page, 360, dark=False)
+    assert browser.evaluate(OVERFLOW) <= 0
