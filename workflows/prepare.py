@@ -165,7 +165,8 @@ def _saved_classifier(path: Path, saved: PreTrainedConfig, data: TaskData) -> Pr
 def _language_model(config: JobConfig) -> PreTrainedModel:
     path = config.model.path
     if path is None:
-        return AutoModelForCausalLM.from_config(backbone_config(config))
+        fresh: PreTrainedModel = AutoModelForCausalLM.from_config(backbone_config(config))
+        return fresh
     if (Path(path) / "config.json").is_file():
         return load_pruned(path)
     try:
