@@ -22,7 +22,7 @@ def per_sample_loss(model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits = model(**inputs).logits
     if logits.dim() == 2:
-        return cross_entropy(logits.float(), batch["labels"], reduction="none")
+        return cross_entropy(_wide(logits), batch["labels"], reduction="none")
     loss, counted = token_losses(logits, next_tokens(batch))
     return loss.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
 
@@ -40,6 +40,11 @@ def token_losses(
 ) -> tuple[Float[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
     """Loss of each token and whether it counts."""
     flat = cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
+        _wide(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
     )
     return flat.view(targets.shape), (targets != IGNORE).long()
+
+
+def _wide(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """At least float32: half precision is widened, float64 stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

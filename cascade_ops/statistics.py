@@ -93,7 +93,7 @@ def _token_mask(batch: Batch) -> Tensor | None:
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no weight gradients, restored afterwards."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for parameter, _ in flags:
         parameter.requires_grad_(False)
@@ -102,7 +102,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 @dataclass(slots=True)
