@@ -28,11 +28,14 @@ def per_sample_loss(model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
 
 
 def next_tokens(batch: Batch) -> Int[Tensor, "batch tokens"]:
-    """What each position must predict; −100 where there is nothing to predict."""
+    """What each position must predict; −100 where there is nothing to predict, or nothing to predict from
+    (padding on either side)."""
     labels = batch.get("labels", batch["input_ids"])
+    targets = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE)], dim=1)
     if "attention_mask" in batch:
-        labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORE)
-    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE)], dim=1)
+        real = batch["attention_mask"] != 0
+        targets[:, :-1] = targets[:, :-1].masked_fill(~(real[:, :-1] & real[:, 1:]), IGNORE)
+    return targets
 
 
 def token_losses(
