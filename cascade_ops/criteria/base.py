@@ -49,12 +49,13 @@ class LayerView:
 class Columns:
     """The input columns of one output projection, and the statistics of what flows into them.
 
-    ``weight`` is float64; ``x`` and ``x2`` are sums over ``tokens`` tokens (empty when not needed).
+    ``weight`` is float64; ``x`` and ``x2`` are sums over ``tokens`` tokens, one for each column (empty when not
+    needed).
     """
 
     weight: Float[Tensor, "out columns"]
-    x: Float[Tensor, " columns"]
-    x2: Float[Tensor, " columns"]
+    x: Float[Tensor, " _columns"]
+    x2: Float[Tensor, " _columns"]
     tokens: int
 
 
