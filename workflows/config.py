@@ -84,8 +84,9 @@ class DataConfig:
 class ModelConfig:
     """The dense model: a transformers config to train from scratch, or weights by path or hub name.
 
-    ``front_end``, ``patch`` and ``dropout`` concern task ``diagnosis``; ``tokenizer`` (a path or hub
-    name; ``path`` by default) the text front end and task ``lm``.
+    ``front_end``, ``patch``, ``filters``, ``taps`` and ``dropout`` concern task ``diagnosis``
+    (``SignalClassifierConfig``); ``tokenizer`` (a path or hub name; ``path`` by default) the text front
+    end and task ``lm``.
     """
 
     __pydantic_config__ = FORBID
@@ -94,6 +95,8 @@ class ModelConfig:
     path: str | None = None
     front_end: FrontEnd = "patch"
     patch: int = 32
+    filters: int = 64
+    taps: int = 64
     dropout: float = 0.0
     tokenizer: str | None = None
 
@@ -103,8 +106,9 @@ class ModelConfig:
             raise ConfigError(f"config, path: give exactly one, got {got}")
         if self.config is not None and "model_type" not in self.config:
             raise ConfigError("config.model_type: is required (gpt2, llama, …)")
-        if self.patch < 1:
-            raise ConfigError(f"patch: must be ≥ 1, got {self.patch}")
+        for name in ("patch", "filters", "taps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be ≥ 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

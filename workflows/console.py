@@ -41,7 +41,7 @@ class Bar:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._phase = ""
-        self._task = progress.add_task("", total=None, visible=False)
+        self._task = progress.add_task("", total=None, visible=False, figures="")
 
     def __call__(self, phase: str, done: int, total: int, **figures: float) -> None:
         if phase != self._phase:
@@ -62,11 +62,16 @@ class Output:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
         self._stdout, self._stderr = sys.stdout, sys.stderr
+        self._above: Console | None = None  # where a bar is being drawn: lines go above it
 
     def say(self, message: str) -> None:
         """A log line."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        if self._above is None:
             print(message, file=self._stderr, flush=True)
+        else:
+            self._above.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def document(self, document: Any) -> None:
         """The JSON document of the command."""
@@ -104,9 +109,12 @@ class Output:
                     TimeRemainingColumn(),
                     TextColumn("{task.fields[figures]}"),
                 )
-                console = Console(file=self._stderr)
-                with Progress(*columns, console=console, transient=True) as progress:
-                    yield Bar(progress)
+                self._above = Console(file=self._stderr)
+                try:
+                    with Progress(*columns, console=self._above, transient=True) as progress:
+                        yield Bar(progress)
+                finally:
+                    self._above = None
 
 
 def _shown(value: Any) -> str:

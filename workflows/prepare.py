@@ -16,6 +16,7 @@ from cascade_ops.errors import ConfigError, UnknownNameError, UsageError
 from cascade_ops.models.classifier import SignalClassifier, SignalClassifierConfig
 from cascade_ops.tasks import TaskData, diagnosis_data, lm_data
 from workflows.config import JobConfig
+from workflows.hub import TOKENIZER, locate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +114,12 @@ def tokenizer_of(config: JobConfig) -> Any:
     source = config.model.tokenizer or config.model.path
     if source is None:
         raise ConfigError("model.tokenizer: is required where the model is built from a config")
+    folder = locate(source, what="tokenizer", files=TOKENIZER)
     try:
-        return _padded(AutoTokenizer.from_pretrained(source))
+        return _padded(AutoTokenizer.from_pretrained(folder))
     except (OSError, ValueError) as error:
-        raise UsageError(_not_found("tokenizer", source, error)) from None
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"{source}: expected a tokenizer, found none that loads ({first})") from None
 
 
 def _padded(tokenizer: Any) -> Any:
@@ -138,20 +141,19 @@ def build_dense(config: JobConfig, data: TaskData) -> PreTrainedModel:
         "front_end": wanted.front_end,
         "window": config.data.length,
         "patch": wanted.patch,
+        "filters": wanted.filters,
+        "taps": wanted.taps,
         "classes": list(data.classes),
         "head_dropout": wanted.dropout,
     }
     if wanted.path is None:
         _check_tokens(config)
         return SignalClassifier(SignalClassifierConfig(backbone_config=backbone_config(config), **shape))
-    if (Path(wanted.path) / "config.json").is_file():
-        saved = read_config(Path(wanted.path))
-        if saved.model_type == SignalClassifierConfig.model_type:
-            return _saved_classifier(Path(wanted.path), saved, data)
-    try:
-        return SignalClassifier.from_backbone(wanted.path, **shape)
-    except (OSError, ValueError) as error:
-        raise UsageError(_not_found("model", wanted.path, error)) from None
+    folder = locate(wanted.path)
+    saved = read_config(folder)
+    if saved.model_type == SignalClassifierConfig.model_type:
+        return _saved_classifier(folder, saved, data)
+    return SignalClassifier.from_backbone(str(folder), **shape)
 
 
 def _saved_classifier(path: Path, saved: PreTrainedConfig, data: TaskData) -> PreTrainedModel:
@@ -167,12 +169,7 @@ def _language_model(config: JobConfig) -> PreTrainedModel:
     if path is None:
         fresh: PreTrainedModel = AutoModelForCausalLM.from_config(backbone_config(config))
         return fresh
-    if (Path(path) / "config.json").is_file():
-        return load_pruned(path)
-    try:
-        return AutoModelForCausalLM.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(_not_found("model", path, error)) from None
+    return load_pruned(locate(path))
 
 
 def backbone_config(config: JobConfig) -> PreTrainedConfig:
@@ -206,11 +203,6 @@ def _check_tokens(config: JobConfig) -> None:
             f"model.config: {config.data.length} samples in patches of {config.model.patch} are {tokens} tokens, "
             f"the model has {limit} positions. Raise them, or model.patch."
         )
-
-
-def _not_found(what: str, name: str, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0]
-    return f"unknown {what} {name!r}: neither a folder here nor reachable by that name ({first})"
 
 
 def with_data(config: JobConfig, *, name: str | None, path: str | None, split: str | None) -> JobConfig:

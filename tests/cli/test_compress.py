@@ -100,6 +100,15 @@ def test_eval_repeats_the_reports_figures(finished: Path, cascade) -> None:
         assert json.loads(result.stdout)["evaluation"]["metric"]["value"] == report["metric"][which]
 
 
+def test_eval_of_a_model_that_left_its_run(finished: Path, tmp_path: Path, cascade) -> None:
+    import shutil
+
+    shutil.copytree(finished / "model", tmp_path / "elsewhere")
+    result = cascade("eval", tmp_path / "elsewhere", "--data", "simulated", "--split", "time")
+    assert result.exit_code == 2
+    assert "the model knows the classes N, IR014, OR014" in result.stderr
+
+
 def test_eval_on_data_with_other_classes_is_refused(finished: Path, cascade) -> None:
     result = cascade("eval", finished, "--data", "simulated")
     assert result.exit_code == 2
@@ -149,6 +158,27 @@ def test_full_disk(tiny: Path, tmp_path: Path, cascade) -> None:
 
 def test_version(cascade) -> None:
     assert cascade("--version").stdout.startswith("cascade-ops 0.")
+
+
+def test_a_saved_model_is_compressed_as_it_is(tiny: Path, finished: Path, tmp_path: Path, cascade) -> None:
+    dense = finished / "steps" / "00-dense" / "model"
+    arguments = ["--model", dense, "--set", "train.steps=0", "--json"]
+    result = cascade("compress", tiny, "--out", tmp_path / "run", *arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads(cascade("report", finished, "--json").stdout)
+    assert json.loads(result.stdout)["metric"]["dense"] == report["metric"]["dense"]
+    first, second = (run / "model" / "model.safetensors" for run in (finished, tmp_path / "run"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_text_front_end(tiny: Path, text_task: Path, tmp_path: Path, cascade) -> None:
+    tokenizer = yaml.safe_load(text_task.read_text())["model"]["tokenizer"]
+    settings = ["model.front_end=text", f"model.tokenizer={tokenizer}", "model.config.n_positions=128",
+                "model.config.vocab_size=31", "train.steps=3", "schedule.recovery.steps=3"]  # fmt: skip
+    flags = [part for setting in settings for part in ("--set", setting)]
+    result = cascade("compress", tiny, "--out", tmp_path / "run", "--json", *flags)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["compression"]["backbone"] >= 4
 
 
 @pytest.fixture

@@ -50,22 +50,10 @@ def inspect(
 
 def _config_of(model: str) -> PreTrainedConfig:
     """Raises CheckpointError, UsageError."""
-    from transformers import AutoConfig
-
     from cascade_ops.checkpoint import read_config
-    from cascade_ops.errors import UsageError
+    from workflows.hub import CONFIG_ONLY, locate
 
-    path = _model_folder(Path(model))
-    if path.exists():
-        return read_config(path)
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"unknown model {model!r}: neither a run, nor a model folder, nor reachable by that name ({first})"
-        ) from None
-    return config
+    return read_config(locate(str(_model_folder(Path(model))), files=CONFIG_ONLY))
 
 
 def _model_folder(path: Path) -> Path:
@@ -115,7 +103,7 @@ def _anatomy_document(model: str, anatomy: ModelAnatomy, verdicts: Any) -> dict[
 
 
 def evaluate_model(
-    model: Annotated[Path, typer.Argument(help="Run directory, or a model folder inside one.")],
+    model: Annotated[Path, typer.Argument(help="Run directory or model folder.")],
     data: Annotated[str | None, typer.Option(help="Another dataset.")] = None,
     data_path: Annotated[Path | None, typer.Option(help="Its folder, if not in a usual place.")] = None,
     split: Annotated[str | None, typer.Option(help="Another split.")] = None,
@@ -169,7 +157,23 @@ def _run_config(path: Path) -> JobConfig:
     for folder in (path, *path.resolve().parents):
         if (folder / CONFIG).is_file():
             return RunDir(path=folder).config()
-    raise CheckpointError(f"{path}: expected a run directory or a model inside one, found neither")
+    if (path / "config.json").is_file():
+        return _config_from_model(path)
+    raise CheckpointError(f"{path}: expected a run directory or a model folder, found neither")
+
+
+def _config_from_model(path: Path) -> JobConfig:
+    """What a diagnosis model that has left its run still knows about its input. Raises CheckpointError."""
+    from cascade_ops.checkpoint import read_config
+    from cascade_ops.errors import CheckpointError
+    from workflows.config import resolve
+
+    saved = read_config(path)
+    if saved.model_type != "signal_classifier":
+        raise CheckpointError(f"{path}: is outside its run, and only diagnosis models can be measured there")
+    model = {"path": str(path), "front_end": saved.front_end, "patch": saved.patch}
+    document = {"model": model, "data": {"length": saved.window}, "schedule": {"target": 2}}
+    return resolve(document)
 
 
 def _check_classes(model: Any, classes: tuple[str, ...]) -> None:
