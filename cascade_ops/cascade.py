@@ -136,7 +136,13 @@ def run_stage(
     after = prune(model, plan)
     before_recovery = evaluate(model, data.test, task=data.task, classes=data.classes)
     recovery = recover(
-        model, data.train, schedule.recovery, steps=steps, seed=seed * 1000 + index, progress=progress
+        model,
+        data.train,
+        schedule.recovery,
+        steps=steps,
+        seed=seed * 1000 + index,
+        augment=data.augment,
+        progress=progress,
     )
     after_recovery = (
         evaluate(model, data.test, task=data.task, classes=data.classes) if steps else before_recovery

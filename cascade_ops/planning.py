@@ -30,15 +30,17 @@ def removal_order(scores: ImportanceScores, allocation: Allocation = "uniform") 
     takes about the same fraction of each layer. ``global``: by score, made comparable between layers
     as the criterion declares. Ties go to the lower layer and the lower unit.
     """
-    keyed: list[tuple[float, int, int]] = []
+    keyed: list[tuple[float, int, int, int]] = []
     for layer, row in enumerate(scores.per_layer):
         ranked = torch.argsort(row, stable=True).tolist()
         if allocation == "uniform":
             keys = [(rank + 0.5) / len(ranked) for rank in range(len(ranked))]
         else:
             keys = _comparable(row, scores.criterion)[ranked].tolist()
-        keyed.extend((key, layer, unit) for key, unit in zip(keys[:-1], ranked[:-1], strict=True))
-    return tuple((layer, unit) for _, layer, unit in sorted(keyed))
+        # The rank decides where rounding in the keys has made two scores of a layer equal.
+        places = zip(keys[:-1], range(len(ranked) - 1), ranked[:-1], strict=True)
+        keyed.extend((key, layer, rank, unit) for key, rank, unit in places)
+    return tuple((layer, unit) for _, layer, _, unit in sorted(keyed))
 
 
 def _comparable(row: Float[Tensor, " units"], criterion: str) -> Float[Tensor, " units"]:
@@ -72,10 +74,16 @@ def plan_ratio(scores: ImportanceScores, ratio: float, *, allocation: Allocation
                 removed.append((layer, unit))
     else:
         removed = list(order[: round(ratio * sum(units))])
-    if not removed:
+    if not order:
         raise PlanError(
-            f"{scores.granularity} ratio {ratio:g} of {units[0]} units per layer rounds to none: "
-            f"the smallest ratio that removes one is {0.5 / max(units):.3g}"
+            f"{scores.granularity} ratio {ratio:g}: one unit per layer is left, and that one must stay; "
+            "prune another granularity or whole layers"
+        )
+    if not removed:
+        competing = max(units) if allocation == "uniform" else sum(units)
+        raise PlanError(
+            f"{scores.granularity} ratio {ratio:g} of {competing} units rounds to none: "
+            f"give a ratio above {0.5 / competing:.3g}"
         )
     return _without(scores, removed)
 

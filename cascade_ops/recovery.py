@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from cascade_ops.anatomy import anatomy_of, blocks_of
+from cascade_ops.augment import Augment
 from cascade_ops.batches import Batch
 from cascade_ops.linear import in_features, linear, out_features
 from cascade_ops.progress import Progress, silent
@@ -22,7 +23,14 @@ from cascade_ops.training import TrainConfig, fit
 
 
 def recover(
-    model: nn.Module, train: Batch, recovery: Recovery, *, steps: int, seed: int, progress: Progress = silent
+    model: nn.Module,
+    train: Batch,
+    recovery: Recovery,
+    *,
+    steps: int,
+    seed: int,
+    augment: Augment | None = None,
+    progress: Progress = silent,
 ) -> RecoveryResult:
     """Mend a pruned model in place; plain weights remain (every adapter is merged).
 
@@ -43,9 +51,9 @@ def recover(
         torch.manual_seed(seed)  # adapters' initial values
         if recovery.method == "full":
             model.requires_grad_(True)
-            return fit(model, train, config, seed=seed, progress=progress, phase="recover")
+            return fit(model, train, config, seed=seed, augment=augment, progress=progress, phase="recover")
         with adapted(model, recovery):
-            return fit(model, train, config, seed=seed, progress=progress, phase="recover")
+            return fit(model, train, config, seed=seed, augment=augment, progress=progress, phase="recover")
 
 
 @contextmanager

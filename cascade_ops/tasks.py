@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from cascade_ops.augment import Augment
 from cascade_ops.batches import Batch, subset
 from cascade_ops.data.types import SplitData, Windows
 from cascade_ops.errors import DataError
@@ -33,7 +34,10 @@ TASKS.add("lm", Task(name="lm", metric="perplexity", higher_is_better=False))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskData:
-    """Everything a run reads. ``calibration`` is part of ``train``; ``test`` is for reporting only."""
+    """Everything a run reads. ``calibration`` is part of ``train``; ``test`` is for reporting only.
+
+    ``augment`` says how training signals are varied, in dense training and in recovery alike.
+    """
 
     task: str
     train: Batch
@@ -41,6 +45,7 @@ class TaskData:
     test: Batch
     calibration: Batch
     classes: tuple[str, ...] = ()
+    augment: Augment | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,6 +63,7 @@ def diagnosis_data(
     seed: int = 0,
     render: Callable[[Windows], list[str]] | None = None,
     tokenizer: Tokenizer | None = None,
+    augment: Augment | None = None,
 ) -> TaskData:
     """Tensors for a SignalClassifier.
 
@@ -84,6 +90,7 @@ def diagnosis_data(
         test=tensors(split.test),
         calibration=subset(train, calibration_samples, seed),
         classes=split.train.classes,
+        augment=augment,
         metadata={
             "split": split.name,
             "notes": list(split.notes),

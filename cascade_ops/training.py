@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cascade_ops.augment import Augment, augmented
 from cascade_ops.batches import Batch, on_device, shuffled
 from cascade_ops.errors import CascadeError, ConfigError
 from cascade_ops.loss import per_sample_loss
@@ -52,6 +53,7 @@ def fit(
     config: TrainConfig,
     *,
     seed: int,
+    augment: Augment | None = None,
     progress: Progress = silent,
     phase: str = "train",
 ) -> RecoveryResult:
@@ -67,11 +69,13 @@ def fit(
         optimizer = torch.optim.AdamW(_groups(trainable, config.weight_decay), lr=config.learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, config))
         batches = shuffled(train, config.batch_size, seed)
+        variation = torch.Generator().manual_seed(seed)
         model.train()
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # dropout
             for step in range(config.steps):
-                loss = per_sample_loss(model, on_device(next(batches), model)).mean()
+                batch = augmented(next(batches), augment, variation)
+                loss = per_sample_loss(model, on_device(batch, model)).mean()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(trainable, config.clip)

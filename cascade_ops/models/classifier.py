@@ -8,11 +8,13 @@ Front ends:
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from cascade_ops.errors import ConfigError
@@ -28,6 +30,7 @@ class SignalClassifierConfig(PreTrainedConfig):
         front_end: ``patch`` or ``text``.
         window: samples per window (patch front end).
         patch: samples from one token to the next; each patch spans two of them.
+        filters, taps: number and length of the filter pairs whose energies are embedded.
         classes: class names, in label order.
         head_dropout: dropout before the classification head.
     """
@@ -41,6 +44,8 @@ class SignalClassifierConfig(PreTrainedConfig):
         front_end: str = "patch",
         window: int = 1024,
         patch: int = 32,
+        filters: int = 64,
+        taps: int = 64,
         classes: list[str] | tuple[str, ...] = ("0", "1"),
         head_dropout: float = 0.0,
         **kwargs: Any,
@@ -55,6 +60,8 @@ class SignalClassifierConfig(PreTrainedConfig):
         self.front_end = front_end
         self.window = window
         self.patch = patch
+        self.filters = filters
+        self.taps = taps
         self.classes = list(classes)
         self.head_dropout = head_dropout
         super().__init__(
@@ -63,18 +70,48 @@ class SignalClassifierConfig(PreTrainedConfig):
 
 
 class PatchFrontEnd(nn.Module):
-    """A strided convolution: each token sees its own patch and half of each neighbour's."""
+    """A learned patch embedding: waveform plus filter-bank energies.
 
-    def __init__(self, hidden_size: int, patch: int) -> None:
+    Each token sees its own patch and half of each neighbour's. The energies come from pairs of learned
+    filters in quadrature, ``log(Σ (a∗x)² + (b∗x)²)`` over the patch, which start as a windowed Fourier
+    basis: a fault's resonance shows there whatever its phase, and so also at a load never seen.
+    """
+
+    HOP = 8
+    FLOOR = 1e-3
+
+    def __init__(self, hidden_size: int, patch: int, filters: int, taps: int) -> None:
         super().__init__()
-        self.projection = nn.Conv1d(1, hidden_size, kernel_size=2 * patch, stride=patch, padding=patch // 2)
-        self.norm = nn.LayerNorm(hidden_size)
         self.patch = patch
+        self.hop = math.gcd(self.HOP, patch)
+        self.waveform = nn.Conv1d(1, hidden_size, kernel_size=2 * patch, stride=patch, padding=patch // 2)
+        self.bank = nn.Parameter(torch.empty(2 * filters, 1, taps))
+        self.energy_norm = nn.LayerNorm(filters)
+        self.energy = nn.Linear(filters, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def reset_parameters(self) -> None:
+        """Filters start as cosine and sine at frequencies spread over the band, Hann-windowed."""
+        filters, taps = self.bank.shape[0] // 2, self.bank.shape[2]
+        frequency = (torch.arange(filters) + 0.5) / (2 * filters)  # cycles per sample
+        phase = 2 * math.pi * frequency[:, None] * torch.arange(taps)
+        window = torch.hann_window(taps)
+        pair = torch.cat([phase.cos() * window, phase.sin() * window])
+        initialization.copy_(self.bank, pair[:, None, :] / window.square().sum().sqrt())
 
     def forward(self, signal: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch tokens hidden"]:
-        tokens = self.projection(signal[:, None, :])[..., : signal.shape[1] // self.patch]
-        normed: Tensor = self.norm(tokens.transpose(1, 2))
-        return normed
+        tokens = signal.shape[1] // self.patch
+        waveform = self.waveform(signal[:, None, :])[..., :tokens]
+        filtered = nn.functional.conv1d(
+            signal[:, None, :], self.bank, stride=self.hop, padding=self.bank.shape[2] // 2
+        )
+        cosine, sine = filtered.chunk(2, dim=1)
+        power = nn.functional.avg_pool1d(cosine.square() + sine.square(), self.patch // self.hop)[
+            ..., :tokens
+        ]
+        energy = self.energy(self.energy_norm((power + self.FLOOR).log().transpose(1, 2)))
+        embedded: Tensor = self.norm(waveform.transpose(1, 2) + energy)
+        return embedded
 
 
 class SignalClassifier(PreTrainedModel):
@@ -93,10 +130,14 @@ class SignalClassifier(PreTrainedModel):
         # from_config copies; surgery must reach the config that is saved.
         config.backbone_config = self.backbone.config
         hidden = self.backbone.config.hidden_size
-        self.front_end = PatchFrontEnd(hidden, config.patch) if config.front_end == "patch" else None
+        self.front_end = (
+            PatchFrontEnd(hidden, config.patch, config.filters, config.taps)
+            if config.front_end == "patch"
+            else None
+        )
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(hidden, len(config.classes))
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_backbone(cls, path: str, **config: Any) -> SignalClassifier:
@@ -105,7 +146,9 @@ class SignalClassifier(PreTrainedModel):
         return cls(SignalClassifierConfig(backbone_config=backbone.config, **config), backbone=backbone)
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Conv1d):
+        if isinstance(module, PatchFrontEnd):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear | nn.Conv1d):
             nn.init.normal_(module.weight, std=0.02 if isinstance(module, nn.Linear) else 0.1)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
