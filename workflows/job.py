@@ -121,6 +121,7 @@ def resume(
     if run.complete:
         say(f"{path}: is complete already")
         return run
+    run.sweep()
     _deterministic(config)
     prepared = _load_data(config, say)
     recorded = read_json(run.path / PROVENANCE).get("data_fingerprint")

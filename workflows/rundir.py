@@ -61,6 +61,14 @@ class RunDir:
         """The recorded configuration. Raises ConfigError."""
         return resolve(read_document(self.path / CONFIG))
 
+    def sweep(self) -> None:
+        """Remove temporary folders and files that a killed process left behind."""
+        for stray in (*self.path.glob(".*"), *self.path.glob("steps/.*")):
+            if stray.is_dir():
+                shutil.rmtree(stray)
+            else:
+                stray.unlink()
+
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A temporary folder that becomes step ``name`` on success and vanishes on failure."""

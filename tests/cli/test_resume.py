@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,20 @@ def test_ctrl_c_and_resume(tiny: Path, tmp_path: Path, cascade) -> None:
     undisturbed = tmp_path / "undisturbed"
     assert cascade("compress", tiny, "--out", undisturbed, *settings).exit_code == 0
     assert weights(out) == weights(undisturbed)
+
+
+def test_a_killed_process_leaves_nothing_for_long(finished: Path, tmp_path: Path) -> None:
+    """SIGKILL runs no clean-up: the temporary folder of the step under way stays until the run is resumed."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "model")
+    (out / "report.json").unlink()
+    (out / "steps" / "03-channel").rename(out / "steps" / ".03-channel.k2x9")
+    (out / "steps" / ".03-channel.k2x9" / "result.json").unlink()
+    (out / ".report.html.abc").write_text("half a pa")
+    job.resume(out)
+    assert not list(out.rglob(".*"))
+    assert weights(out) == weights(finished)
 
 
 def test_changed_configuration_is_refused(finished: Path, cascade) -> None:
