@@ -166,7 +166,13 @@ def classifier(
     inner = backbone(seed=seed, **config).config
     inner.architectures = None
     outer = SignalClassifierConfig(
-        backbone_config=inner, front_end=front_end, window=WINDOW, patch=PATCH, classes=["N", "IR", "OR"]
+        backbone_config=inner,
+        front_end=front_end,
+        window=WINDOW,
+        patch=PATCH,
+        filters=4,
+        taps=16,
+        classes=["N", "IR", "OR"],
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
