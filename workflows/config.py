@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, WrapValidator
 
+from cascade_ops.anatomy import ModelAnatomy
+from cascade_ops.augment import Augment
 from cascade_ops.errors import ConfigError, UnknownNameError
 from cascade_ops.schedule import CascadeSchedule, Recovery, Stage
 from cascade_ops.serde import to_jsonable
@@ -37,6 +39,7 @@ def parse_target(value: Any) -> Any:
 
 
 Target = Annotated[float, BeforeValidator(parse_target), WrapValidator(keep_location)]
+LocatedAugment = Annotated[Augment, WrapValidator(keep_location)]
 LocatedStage = Annotated[Stage, WrapValidator(keep_location)]
 LocatedRecovery = Annotated[Recovery, WrapValidator(keep_location)]
 LocatedTrain = Annotated[TrainConfig, WrapValidator(keep_location)]
@@ -56,6 +59,7 @@ class DataConfig:
         rate_hz: everything is resampled to this rate.
         classes: only these labels; all by default.
         calibration: samples from which importance is estimated.
+        augment: how training signals are varied; ``{speed: 0, noise: 0}`` leaves them alone.
         options: passed to the dataset's reader (``seconds`` of the simulator, say).
         train, test: text files.
     """
@@ -70,6 +74,7 @@ class DataConfig:
     rate_hz: float = 12000.0
     classes: tuple[str, ...] | None = None
     calibration: int = 256
+    augment: LocatedAugment = field(default_factory=Augment)
     options: dict[str, Any] = field(default_factory=dict)
     train: str | None = None
     test: str | None = None
@@ -131,13 +136,15 @@ class ScheduleConfig:
         if self.stages is not None:
             self.build()
 
-    def build(self) -> CascadeSchedule:
-        """The schedule itself."""
+    def build(self, anatomy: ModelAnatomy | None = None) -> CascadeSchedule:
+        """The schedule itself. ``anatomy`` lets a bare target choose units that share no weights."""
         if self.stages is None:
             from cascade_ops.cascade import default_schedule
 
             assert self.target is not None
-            return replace(default_schedule(self.target), recovery=self.recovery, rescore=self.rescore)
+            return replace(
+                default_schedule(self.target, anatomy), recovery=self.recovery, rescore=self.rescore
+            )
         return CascadeSchedule(stages=self.stages, recovery=self.recovery, rescore=self.rescore)
 
 
@@ -205,9 +212,15 @@ def _with_explicit_stages(document: dict[str, Any]) -> dict[str, Any]:
     schedule = document.get("schedule")
     if not isinstance(schedule, dict) or "stages" in schedule or "target" not in schedule:
         return document
-    config = validate({"model": {"path": "-"}, "schedule": {"target": schedule["target"]}})
+    stages = _built(validate(document)).stages
     rest = {key: value for key, value in schedule.items() if key != "target"}
-    return {**document, "schedule": {**rest, "stages": to_jsonable(config.schedule.build().stages)}}
+    return {**document, "schedule": {**rest, "stages": to_jsonable(stages)}}
+
+
+def _built(config: JobConfig) -> CascadeSchedule:
+    from workflows.prepare import dense_anatomy
+
+    return config.schedule.build(dense_anatomy(config) if config.schedule.stages is None else None)
 
 
 def validate(document: dict[str, Any]) -> JobConfig:
@@ -226,8 +239,7 @@ def resolve(document: dict[str, Any]) -> JobConfig:
     """
     config = validate(document)
     _check_names(config)
-    schedule = config.schedule.build()
-    explicit = replace(config.schedule, target=None, stages=schedule.stages)
+    explicit = replace(config.schedule, target=None, stages=_built(config).stages)
     return replace(config, schedule=explicit)
 
 

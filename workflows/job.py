@@ -197,7 +197,13 @@ def _train_dense(job: Job) -> None:
     config, data = job.config, job.prepared.data
     model = _seeded_dense(config, job.prepared)
     training = fit(
-        model, data.train, config.train, seed=config.seed, progress=job.progress, phase="dense training"
+        model,
+        data.train,
+        config.train,
+        seed=config.seed,
+        augment=data.augment,
+        progress=job.progress,
+        phase="dense training",
     )
     evaluation = evaluate(model, data.test, task=data.task, classes=data.classes)
     with job.run.writing(DENSE) as folder:

@@ -10,13 +10,14 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from cascade_ops.anatomy import ModelAnatomy, anatomy_of
 from cascade_ops.checkpoint import load_pruned, read_config
 from cascade_ops.data import Dataset, SplitData, Windows, make_split, open_dataset
 from cascade_ops.errors import ConfigError, UnknownNameError, UsageError
 from cascade_ops.models.classifier import SignalClassifier, SignalClassifierConfig
 from cascade_ops.tasks import TaskData, diagnosis_data, lm_data
 from workflows.config import JobConfig
-from workflows.hub import TOKENIZER, locate
+from workflows.hub import CONFIG_ONLY, TOKENIZER, locate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,13 @@ def _vibration(config: JobConfig) -> Prepared:
     prompts: dict[str, Any] = {}
     if config.model.front_end == "text":
         prompts = {"render": lambda windows: render(windows, dataset), "tokenizer": tokenizer_of(config)}
-    data = diagnosis_data(split, calibration_samples=wanted.calibration, seed=config.seed, **prompts)
+    data = diagnosis_data(
+        split,
+        calibration_samples=wanted.calibration,
+        seed=config.seed,
+        augment=wanted.augment,
+        **prompts,
+    )
     info = dataset.info
     description = {
         "name": info.name,
@@ -193,6 +200,17 @@ def backbone_config(config: JobConfig) -> PreTrainedConfig:
         return AutoConfig.for_model(name, **given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.config: {name} refuses it: {error}") from None
+
+
+def dense_anatomy(config: JobConfig) -> ModelAnatomy:
+    """The anatomy of the dense model, from its config alone.
+
+    Raises:
+        UsageError: no such model, or a family that is not supported.
+    """
+    if config.model.path is None:
+        return anatomy_of(backbone_config(config))
+    return anatomy_of(read_config(locate(config.model.path, files=CONFIG_ONLY)))
 
 
 def _check_tokens(config: JobConfig) -> None:
