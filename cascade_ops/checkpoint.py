@@ -36,11 +36,18 @@ def written_whole(path: Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield scratch
+        scratch.chmod(0o777 & ~_umask())  # a temporary folder is private
         if path.exists():
             shutil.rmtree(path)
         os.replace(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current
 
 
 def save_pruned(model: PreTrainedModel, path: str | Path) -> None:
@@ -114,7 +121,9 @@ def read_config(path: Path) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
         return config
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}/config.json cannot be read: {error}") from error
+        # transformers' own messages have several lines of advice
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path}/config.json cannot be read: {reason}") from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -141,7 +150,7 @@ def _weight_files(path: Path) -> list[Path]:
         )
     try:
         names = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / INDEX}: not a safetensors index ({error})") from error
     absent = [name for name in names if not (path / name).is_file()]
     if absent:

@@ -102,10 +102,14 @@ def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     raise UnsupportedFamilyError(f"transformers has no model class for {type(config).__name__}")
 
 
-def _shape_like(model: PreTrainedModel, record: dict[str, Any]) -> None:
-    """Give a dense meta model the shapes in a pruned model's config record."""
+def _shape_like(model: PreTrainedModel, record: Any) -> None:
+    """Give a dense meta model the shapes in a pruned model's config record. Raises CheckpointError."""
     base, blocks = base_of(model), blocks_of(model)
     spec = family_of(base.config)
+    if not (isinstance(record, dict) and isinstance(record.get("layers"), list)):
+        raise CheckpointError(
+            f"config: {CONFIG_KEY!r} should hold the layers of a cut, got {record!r}; config.json was edited"
+        )
     if len(record["layers"]) != len(blocks):
         raise CheckpointError(
             f"config: the record of the cut describes {len(record['layers'])} layers, the model has "
@@ -113,11 +117,34 @@ def _shape_like(model: PreTrainedModel, record: dict[str, Any]) -> None:
         )
     for index, (block, target) in enumerate(zip(blocks, record["layers"], strict=True)):
         dense = layer_anatomy(spec, block, index, None)
+        if not _fits(target, dense):
+            raise CheckpointError(
+                f"config: layer {index} of the cut should have a source, 1 to {dense.heads_per_kv[0]} query heads in "
+                f"each of up to {dense.kv_heads} KV groups and 1 to {dense.channels} channels, got {target!r}; "
+                "config.json was edited or is from another run"
+            )
         n_rep = dense.heads_per_kv[0]
         kept = [group * n_rep + i for group, n in enumerate(target["heads_per_kv"]) for i in range(n)]
         _keep_heads(spec, block, dense, tuple(kept))
         _keep_channels(spec, block, dense, tuple(range(target["channels"])))
     _settle(base, spec, anatomy_of(model))
+
+
+def _fits(target: Any, dense: LayerAnatomy) -> bool:
+    """A layer's record in a config describes a part of the dense layer."""
+
+    def within(value: Any, most: int) -> bool:
+        return isinstance(value, int) and 1 <= value <= most
+
+    if not isinstance(target, dict) or not isinstance(target.get("source"), int):
+        return False
+    groups = target.get("heads_per_kv")
+    return (
+        within(target.get("channels"), dense.channels)
+        and isinstance(groups, list)
+        and within(len(groups), dense.kv_heads)
+        and all(within(n, dense.heads_per_kv[0]) for n in groups)
+    )
 
 
 def _keep_blocks(base: PreTrainedModel, spec: FamilySpec, kept: tuple[int, ...]) -> None:
