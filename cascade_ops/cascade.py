@@ -55,7 +55,7 @@ def validate_schedule(schedule: CascadeSchedule, anatomy: ModelAnatomy) -> None:
 
     Raises:
         UnknownNameError: no such criterion.
-        UsageError: a criterion cannot score its stage's granularity.
+        UsageError: a criterion cannot score its stage's granularity, or one-shot scores cannot serve a stage.
         PlanError: a ratio or target that no plan meets.
     """
     left = anatomy
@@ -66,6 +66,12 @@ def validate_schedule(schedule: CascadeSchedule, anatomy: ModelAnatomy) -> None:
             raise UsageError(
                 f"schedule.stages.{index}.criterion: {stage.criterion!r} scores {possible}, "
                 f"not {stage.granularity}"
+            )
+        both = {stage.granularity, *(earlier.granularity for earlier in schedule.stages[:index])}
+        if not schedule.rescore and {Granularity.HEAD, Granularity.KV_GROUP} <= both:
+            raise UsageError(
+                f"schedule.stages.{index}.granularity: one-shot scores of heads and of KV groups cannot be carried "
+                "over to each other; use one of them throughout, or rescore"
             )
         alike = ImportanceScores(
             granularity=stage.granularity,
