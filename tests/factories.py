@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cascade_ops.anatomy import ModelAnatomy
@@ -270,6 +270,14 @@ def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(**inputs).logits
     return logits
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    """Same names, same bits."""
+    left, right = one.state_dict(), other.state_dict()
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        assert torch.equal(value, right[key]), key
 
 
 def varied_plan(anatomy: ModelAnatomy, granularity: Granularity, seed: int = 0) -> PruningPlan:

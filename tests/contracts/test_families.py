@@ -26,6 +26,7 @@ from tests.factories import (
     HEAD_DIM,
     REPRESENTATIVES,
     VOCABULARY,
+    assert_same_weights,
     batch_for,
     classifier,
     gpt2,
@@ -55,13 +56,6 @@ def cut_everything(model: nn.Module, seed: int = 0) -> None:
         (Granularity.HEAD, Granularity.CHANNEL, Granularity.LAYER, Granularity.KV_GROUP)
     ):
         prune(model, varied_plan(anatomy_of(model), granularity, seed=seed + index))
-
-
-def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
-    left, right = one.state_dict(), other.state_dict()
-    assert left.keys() == right.keys()
-    for key, value in left.items():
-        assert torch.equal(value, right[key]), key
 
 
 # ------------------------------------------------------------------------------------------ the registry

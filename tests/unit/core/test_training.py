@@ -20,15 +20,16 @@ from cascade_ops.recovery import adapted, recover
 from cascade_ops.schedule import Recovery
 from cascade_ops.surgery import prune
 from cascade_ops.training import TrainConfig, fit
-from tests.factories import batch_for, classifier, gpt2, llama_like, logits_of, tones, varied_plan
-
-
-def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:
-    left, right = one.state_dict(), other.state_dict()
-    assert left.keys() == right.keys()
-    for key, value in left.items():
-        assert torch.equal(value, right[key]), key
-
+from tests.factories import (
+    assert_same_weights,
+    batch_for,
+    classifier,
+    gpt2,
+    llama_like,
+    logits_of,
+    tones,
+    varied_plan,
+)
 
 # ------------------------------------------------------------------------------------------ batches
 
