@@ -152,8 +152,8 @@ class ScheduleConfig:
 class JobConfig:
     """One run of ``cascade compress``.
 
-    ``threads`` are torch's; None takes every core. They are recorded, since sums of floats depend on
-    how they are divided.
+    ``threads`` are torch's; None takes every core. ``device`` is ``cpu``, ``cuda`` or ``auto`` (a GPU
+    where there is one). Both are recorded, since sums of floats depend on how they are divided.
     """
 
     __pydantic_config__ = FORBID
@@ -165,6 +165,7 @@ class JobConfig:
     task: Task = "diagnosis"
     seed: int = 0
     threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     out: str | None = None
 
     def __post_init__(self) -> None:

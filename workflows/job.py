@@ -77,7 +77,9 @@ def start(config: JobConfig, out: Path, *, progress: Progress = silent, say: Say
         OSError: the disk is full; finished steps stay, and the run can be resumed.
     """
     refuse_existing(out)
-    config = replace(config, out=str(out), threads=config.threads or torch.get_num_threads())
+    config = replace(
+        _on_this_machine(config), out=str(out), threads=config.threads or torch.get_num_threads()
+    )
     _deterministic(config)
     prepared = _load_data(config, say)
     schedule = config.schedule.build()
@@ -112,7 +114,9 @@ def resume(
     run = open_run(path)
     config = run.config()
     if requested is not None:
-        changed = differences(config, replace(requested, threads=requested.threads or config.threads))
+        changed = differences(
+            config, replace(_on_this_machine(requested), threads=requested.threads or config.threads)
+        )
         if changed:
             raise ConfigError(
                 f"{path}: was started with another configuration ({'; '.join(changed)}). "
@@ -139,6 +143,22 @@ def resume(
         say=say,
     )
     return _carry_out(job)
+
+
+def _on_this_machine(config: JobConfig) -> JobConfig:
+    """``device: auto`` made definite. Raises ConfigError where CUDA is asked for and not there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; use auto or cpu")
+    if config.device != "auto":
+        return config
+    return replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _loaded(job: Job, folder: Path) -> PreTrainedModel:
+    """A saved model on the run's device, in evaluation mode."""
+    model = load_pruned(folder)
+    model.to(job.config.device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
+    return model
 
 
 def _deterministic(config: JobConfig) -> None:
@@ -175,7 +195,7 @@ def _carry_out(job: Job) -> RunDir:
     names = step_names(job.schedule)
     if not job.run.finished(DENSE):
         _train_dense(job)
-    dense_model = load_pruned(job.run.step(DENSE) / "model")
+    dense_model = _loaded(job, job.run.step(DENSE) / "model")
     dense = anatomy_of(dense_model)
     scores = None
     if not job.schedule.rescore:
@@ -196,6 +216,7 @@ def _train_dense(job: Job) -> None:
     began = time.perf_counter()
     config, data = job.config, job.prepared.data
     model = _seeded_dense(config, job.prepared)
+    model.to(config.device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
     training = fit(
         model,
         data.train,
@@ -220,7 +241,7 @@ def _train_dense(job: Job) -> None:
 def _run_stage(
     job: Job, index: int, names: tuple[str, ...], dense: ModelAnatomy, scores: Scores | None
 ) -> StageResult:
-    model = load_pruned(job.run.step(names[index]) / "model")
+    model = _loaded(job, job.run.step(names[index]) / "model")
     name = names[index + 1]
     torch.manual_seed(job.config.seed * 1000 + index + 1)
     result = run_stage(
@@ -252,7 +273,7 @@ def _finish(job: Job, names: tuple[str, ...], dense_model: PreTrainedModel) -> N
     """The final model and the report, whose JSON form marks the run as complete."""
     began = time.perf_counter()
     last = job.run.step(names[-1]) / "model"
-    final_model = load_pruned(last)
+    final_model = _loaded(job, last)
     with replacing(job.run.model) as folder:
         shutil.copytree(last, folder, dirs_exist_ok=True)
     report = _report(job, names, dense_model, final_model, began)

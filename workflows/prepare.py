@@ -12,7 +12,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
 from cascade_ops.checkpoint import load_pruned, read_config
-from cascade_ops.data import Dataset, SplitData, Windows, make_split, open_dataset
+from cascade_ops.data import Dataset, SplitData, Windows, cache_root, open_dataset
+from cascade_ops.data.store import stored_split
 from cascade_ops.errors import ConfigError, UnknownNameError, UsageError
 from cascade_ops.models.classifier import SignalClassifier, SignalClassifierConfig
 from cascade_ops.tasks import TaskData, diagnosis_data, lm_data
@@ -43,8 +44,9 @@ def _vibration(config: JobConfig) -> Prepared:
     wanted = config.data
     path = Path(wanted.path) if wanted.path else None
     dataset = open_dataset(wanted.name, path=path, **wanted.options)
-    split = make_split(
+    split = stored_split(
         dataset,
+        cache_root().parent / "windows",
         split=wanted.split,
         length=wanted.length,
         stride=wanted.stride,
@@ -74,7 +76,7 @@ def _vibration(config: JobConfig) -> Prepared:
         "length": wanted.length,
         "rate_hz": wanted.rate_hz,
         **data.metadata,
-        "notes": [*info.notes, *split.notes],
+        "notes": list(dict.fromkeys([*info.notes, *split.notes])),
     }
     return Prepared(
         data=data, dataset=dataset, split=split, description=description, fingerprint=dataset.fingerprint

@@ -9,6 +9,8 @@ process leaves no half-written split. Loading compares every checksum.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -18,14 +20,37 @@ from typing import Any
 
 import numpy as np
 
+from cascade_ops import __version__
 from cascade_ops.data.readers.base import sha256_of
-from cascade_ops.data.types import SplitData, Windows
-from cascade_ops.data.windows import SIDES
+from cascade_ops.data.types import Dataset, SplitData, Windows
+from cascade_ops.data.windows import SIDES, make_split
 from cascade_ops.errors import DataError, RunExistsError
 
 SCHEMA = "cascade.split/1"
 DOCUMENT = "split.json"
 COLUMNS = ("label", "recording", "start")
+
+
+def stored_split(dataset: Dataset, root: Path, **options: Any) -> SplitData:
+    """``make_split(dataset, **options)``, kept as shards below ``root`` for the next time.
+
+    The folder's name is a hash of the recordings and the options, so that a changed recording or option
+    is never answered from an old store. A damaged store is made anew; one that cannot be written is done
+    without.
+
+    Raises:
+        DataError, UsageError: as ``make_split``.
+    """
+    facts = [(r.name, r.fs_hz, r.rpm, r.label, r.load, r.unit, r.segments) for r in dataset.recordings]
+    asked = json.dumps([SCHEMA, __version__, dataset.fingerprint, facts, sorted(options.items())])
+    folder = root / hashlib.sha256(asked.encode()).hexdigest()[:24]
+    if folder.is_dir():
+        with contextlib.suppress(DataError):
+            return load_split(folder)
+    split = make_split(dataset, **options)
+    with contextlib.suppress(DataError, RunExistsError):
+        save_split(split, folder, overwrite=True)
+    return split
 
 
 def save_split(split: SplitData, folder: Path, *, shard_windows: int = 4096, overwrite: bool = False) -> Path:
