@@ -108,11 +108,12 @@ def plan_target(
     def left(length: int) -> int:
         return anatomy.params(_without(scores, list(order[:length])))
 
-    if left(len(order)) > params:
+    least = left(len(order))
+    if least > params:
         raise PlanError(
-            f"a target of {params:,} backbone parameters cannot be met by {scores.granularity} pruning: "
-            f"one unit per layer leaves {left(len(order)):,} of {anatomy.backbone_params:,}. "
-            "Prune more in an earlier stage, or lower the target."
+            f"a target of {params:,} backbone parameters cannot be met by {scores.granularity} pruning: one unit "
+            f"per layer leaves {least:,} of {anatomy.backbone_params:,}, so this stage reaches "
+            f"{anatomy.backbone_params / least:.3g}× at most. Prune more in an earlier stage, or lower the target."
         )
     length = bisect.bisect_left(range(len(order) + 1), True, key=lambda n: left(n) <= params)
     return _without(scores, list(order[:length]))

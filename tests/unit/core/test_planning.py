@@ -279,7 +279,8 @@ def test_an_unreachable_target_names_the_best(allocation: Allocation) -> None:
     best = anatomy.params(PruningPlan.from_keep(Granularity.CHANNEL, [[9], [9]]))
     with pytest.raises(PlanError, match="cannot be met") as caught:
         plan_target(scores, anatomy, best - 1, allocation=allocation)
-    assert f"{best:,}" in str(caught.value)
+    assert f"leaves {best:,} of {anatomy.backbone_params:,}" in str(caught.value)
+    assert f"reaches {anatomy.backbone_params / best:.3g}× at most" in str(caught.value)
     assert anatomy.params(plan_target(scores, anatomy, best, allocation=allocation)) == best
 
 
