@@ -151,13 +151,8 @@ def layer_anatomy(
     head_dim = int(getattr(block.get_submodule(spec.attention), spec.head_dim))
     output, down = linear(block, spec.attention_output), linear(block, spec.mlp_output)
     heads, channels = in_features(output) // head_dim, in_features(down)
-
-    def row(projection: Projection) -> int:
-        """Parameters of one output row."""
-        module = linear(block, projection.path)
-        return in_features(module) + (bias_of(module) is not None)
-
-    rows = {part: row(p) for p in (*spec.attention_inputs, *spec.mlp_inputs) for part in p.holds}
+    inputs = (*spec.attention_inputs, *spec.mlp_inputs)
+    rows = {part: _row_params(block, projection) for projection in inputs for part in projection.holds}
     if record is not None:
         heads_per_kv = tuple(record["heads_per_kv"])
     else:
@@ -179,3 +174,9 @@ def layer_anatomy(
         params_kv=params_kv,
         params_channel=params_channel,
     )
+
+
+def _row_params(block: nn.Module, projection: Projection) -> int:
+    """Parameters of one output row of a projection."""
+    module = linear(block, projection.path)
+    return in_features(module) + (bias_of(module) is not None)
