@@ -33,20 +33,40 @@ def default_schedule(
     """Layers, then heads, then channels, to a backbone compression of ``target``.
 
     Channels alone are fine enough to hit the target within 1 %, so they take what the others leave.
-    Where query heads share K/V (``anatomy`` tells), whole KV groups go instead of heads.
+    With an ``anatomy``, whole KV groups go instead of heads where query heads share K/V, and a coarse
+    stage that would remove nothing, or leave nothing for the channels to do, is left out.
     """
     shared = anatomy is not None and any(max(layer.heads_per_kv) > 1 for layer in anatomy.layers)
-    return CascadeSchedule(
-        stages=(
-            Stage(granularity=Granularity.LAYER, ratio=1 - target**-0.40, share=1.0),
-            Stage(
-                granularity=Granularity.KV_GROUP if shared else Granularity.HEAD,
-                ratio=1 - target**-0.35,
-                share=1.0,
-            ),
-            Stage(granularity=Granularity.CHANNEL, target=target, share=2.0),
-        ),
-        recovery=recovery or Recovery(),
+    heads = Granularity.KV_GROUP if shared else Granularity.HEAD
+    coarse: tuple[Stage, ...] = (
+        Stage(granularity=Granularity.LAYER, ratio=1 - target**-0.40, share=1.0),
+        Stage(granularity=heads, ratio=1 - target**-0.35, share=1.0),
+    )
+    if anatomy is not None:
+        coarse = _worthwhile(coarse, anatomy, target)
+    last = Stage(granularity=Granularity.CHANNEL, target=target, share=2.0)
+    return CascadeSchedule(stages=(*coarse, last), recovery=recovery or Recovery())
+
+
+def _worthwhile(stages: tuple[Stage, ...], anatomy: ModelAnatomy, target: float) -> tuple[Stage, ...]:
+    """The stages that remove something and stay above the target's parameters."""
+    left, chosen = anatomy, []
+    for stage in stages:
+        try:
+            after = left.after(plan_stage(stage, _all_alike(stage, left), left, anatomy))
+        except PlanError:
+            continue
+        if after.backbone_params > anatomy.backbone_params / target:
+            chosen.append(stage)
+            left = after
+    return tuple(chosen)
+
+
+def _all_alike(stage: Stage, anatomy: ModelAnatomy) -> ImportanceScores:
+    """Equal scores for every unit: how much a stage removes hardly depends on which units go."""
+    rows = tuple(torch.zeros(n) for n in anatomy.units(stage.granularity))
+    return ImportanceScores(
+        granularity=stage.granularity, criterion=stage.criterion, per_layer=rows, samples=0
     )
 
 
@@ -73,14 +93,8 @@ def validate_schedule(schedule: CascadeSchedule, anatomy: ModelAnatomy) -> None:
                 f"schedule.stages.{index}.granularity: one-shot scores of heads and of KV groups cannot be carried "
                 "over to each other; use one of them throughout, or rescore"
             )
-        alike = ImportanceScores(
-            granularity=stage.granularity,
-            criterion=stage.criterion,
-            per_layer=tuple(torch.zeros(n) for n in left.units(stage.granularity)),
-            samples=0,
-        )
         try:
-            left = left.after(plan_stage(stage, alike, left, anatomy))
+            left = left.after(plan_stage(stage, _all_alike(stage, left), left, anatomy))
         except PlanError as error:
             raise PlanError(f"schedule.stages.{index}: {error}") from None
 

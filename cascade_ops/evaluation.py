@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cascade_ops.batches import Batch, length_of, on_device, sequential
+from cascade_ops.errors import DataError
 from cascade_ops.loss import next_tokens, token_losses
 from cascade_ops.results import Evaluation, Metric
 
@@ -43,7 +44,7 @@ def evaluate(
 
     Raises:
         UnknownNameError: no such task.
-        DataError: no samples.
+        DataError: no samples, or other classes than the model's.
     """
     from cascade_ops.tasks import TASKS
 
@@ -68,6 +69,11 @@ def evaluate_logits(
     logits: Float[Tensor, "samples classes"], labels: Int[Tensor, " samples"], classes: Sequence[str]
 ) -> Evaluation:
     """Accuracy, recall per class, confusion, macro AUROC and accuracy on fault classes only."""
+    if len(classes) != logits.shape[1]:
+        raise DataError(
+            f"the model tells {logits.shape[1]} classes apart, the data names {len(classes)}: "
+            f"{', '.join(classes) or 'none'}. Evaluate on the classes it was trained for."
+        )
     predicted, n = logits.argmax(dim=1), len(classes)
     confusion = torch.bincount(labels * n + predicted, minlength=n * n).view(n, n)
     support, correct = confusion.sum(dim=1), confusion.diagonal()

@@ -62,6 +62,7 @@ class DataConfig:
         augment: how training signals are varied; ``{speed: 0, noise: 0}`` leaves them alone.
         options: passed to the dataset's reader (``seconds`` of the simulator, say).
         train, test: text files.
+        sequences: at most so many of each side (texts).
     """
 
     __pydantic_config__ = FORBID
@@ -78,10 +79,12 @@ class DataConfig:
     options: dict[str, Any] = field(default_factory=dict)
     train: str | None = None
     test: str | None = None
+    sequences: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("length", "stride", "rate_hz", "calibration"):
-            if not getattr(self, name) > 0:
+        for name in ("length", "stride", "rate_hz", "calibration", "sequences"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
                 raise ConfigError(f"{name}: must be > 0, got {getattr(self, name)}")
 
 

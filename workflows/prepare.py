@@ -105,6 +105,7 @@ def _texts(config: JobConfig) -> Prepared:
         tokenizer_of(config),
         length=wanted.length,
         calibration_samples=wanted.calibration,
+        max_sequences=wanted.sequences,
         seed=config.seed,
     )
     fingerprint = "-".join(sha256_of(Path(file)) for file in (wanted.train, wanted.test))

@@ -274,3 +274,15 @@ def test_plans_can_be_read_back_from_results() -> None:
         assert result.before_recovery == result.after_recovery
     run_cascade(direct, default_schedule(TARGET, recovery=replace(RECOVERY, steps=0)), data)
     assert_same_weights(replay, direct)
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "llama"])
+@pytest.mark.parametrize("target", [1.02, 1.1, 1.25, 1.5, 2.0, 2.1, 3.0, 5.0])
+def test_the_default_schedule_is_feasible_at_any_target(backbone: str, target: float) -> None:
+    anatomy = anatomy_of(dense(backbone))
+    schedule = default_schedule(target, anatomy)
+    validate_schedule(schedule, anatomy)
+    assert schedule.stages[-1].granularity is Granularity.CHANNEL
+    shared = any(max(layer.heads_per_kv) > 1 for layer in anatomy.layers)
+    refused = Granularity.HEAD if shared else Granularity.KV_GROUP
+    assert refused not in [stage.granularity for stage in schedule.stages]
