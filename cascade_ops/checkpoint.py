@@ -9,11 +9,6 @@ from __future__ import annotations
 import copy
 import errno
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,31 +18,11 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cascade_ops.errors import CheckpointError
+from cascade_ops.files import written_whole
 from cascade_ops.surgery import meta_model
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``path`` on success and vanishes on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o777 & ~_umask())  # a temporary folder is private
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(scratch, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
 
 
 def save_pruned(model: PreTrainedModel, path: str | Path) -> None:

@@ -21,6 +21,7 @@ from cascade_ops.cascade import carry_over, dense_scores, plan_of, run_stage, va
 from cascade_ops.checkpoint import load_pruned, save_pruned
 from cascade_ops.errors import ConfigError
 from cascade_ops.evaluation import evaluate
+from cascade_ops.files import written_whole
 from cascade_ops.measure import latency, model_figures
 from cascade_ops.progress import Progress, silent
 from cascade_ops.results import CompressionReport, Evaluation, ModelFigures, RecoveryResult, StageResult
@@ -41,7 +42,6 @@ from workflows.rundir import (
     open_run,
     read_json,
     refuse_existing,
-    replacing,
 )
 from workflows.rundir import write_json as write_json_file
 
@@ -274,7 +274,7 @@ def _finish(job: Job, names: tuple[str, ...], dense_model: PreTrainedModel) -> N
     began = time.perf_counter()
     last = job.run.step(names[-1]) / "model"
     final_model = _loaded(job, last)
-    with replacing(job.run.model) as folder:
+    with written_whole(job.run.model) as folder:
         shutil.copytree(last, folder, dirs_exist_ok=True)
     report = _report(job, names, dense_model, final_model, began)
     examples = diagnose_examples(dense_model, final_model, job.prepared)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade_ops.errors import CheckpointError, RunExistsError
+from cascade_ops.files import written_whole
 from workflows.config import JobConfig, dump, read_document, resolve
 
 CONFIG, PROVENANCE, RESULT = "config.yaml", "provenance.json", "result.json"
@@ -72,7 +72,7 @@ class RunDir:
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A temporary folder that becomes step ``name`` on success and vanishes on failure."""
-        with replacing(self.step(name)) as scratch:
+        with written_whole(self.step(name)) as scratch:
             yield scratch
 
 
@@ -83,7 +83,7 @@ def create(path: Path, config: JobConfig, provenance: dict[str, Any]) -> RunDir:
         RunExistsError: ``path`` is there already.
     """
     refuse_existing(path)
-    with replacing(path) as scratch:
+    with written_whole(path) as scratch:
         (scratch / "steps").mkdir()
         write_json(scratch / PROVENANCE, provenance)
         write_text(scratch / CONFIG, dump(config))
@@ -107,21 +107,6 @@ def open_run(path: Path) -> RunDir:
         found = "a folder without it" if path.is_dir() else "no such folder"
         raise CheckpointError(f"{path}: expected a run directory with {CONFIG}, found {found}")
     return RunDir(path=path)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place on success and vanishes on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o755)  # mkdtemp's is private
-        if path.exists():
-            shutil.rmtree(path)
-        scratch.rename(path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_json(path: Path, document: Any) -> None:

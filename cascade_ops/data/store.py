@@ -13,8 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from cascade_ops.data.readers.base import sha256_of
 from cascade_ops.data.types import Dataset, SplitData, Windows
 from cascade_ops.data.windows import SIDES, make_split
 from cascade_ops.errors import DataError, RunExistsError
+from cascade_ops.files import written_whole
 
 SCHEMA = "cascade.split/1"
 DOCUMENT = "split.json"
@@ -67,23 +66,15 @@ def save_split(split: SplitData, folder: Path, *, shard_windows: int = 4096, ove
             + " Choose another name"
             + (", it holds no stored split." if overwrite else ", or overwrite it.")
         )
-    temporary: Path | None = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        _write(split, temporary, shard_windows)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
+        with written_whole(folder) as scratch:
+            _write(split, scratch, shard_windows)
     except OSError as error:
         size = sum(getattr(split, side).signal.nbytes for side in SIDES) / 2**20
         raise DataError(
             f"{folder}: expected to store about {size:.0f} MiB of windows, found {error.strerror or error}. "
             "Nothing was kept: free some space or choose another folder."
         ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
