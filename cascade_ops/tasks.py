@@ -72,9 +72,9 @@ def diagnosis_data(
     """
 
     def tensors(windows: Windows) -> dict[str, Tensor]:
-        labels = torch.from_numpy(windows.label).long()
+        labels = torch.tensor(windows.label, dtype=torch.long)
         if render is None or tokenizer is None:
-            return {"signal": torch.from_numpy(windows.signal).float(), "labels": labels}
+            return {"signal": torch.tensor(windows.signal, dtype=torch.float32), "labels": labels}
         encoded = tokenizer(render(windows), padding=True, return_tensors="pt")
         return {
             "input_ids": encoded["input_ids"],
