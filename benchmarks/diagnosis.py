@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "diagnosis.jsonl"
 PAGE = ROOT / "docs" / "benchmarks.md"
-TARGETS = (13.8, 40.0)
+REGIMES = ((13.8, 600), (40.0, 600), (13.8, 60))
+"""(backbone compression, recovery steps)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +92,19 @@ def run(name: str, seed: int) -> list[dict[str, Any]]:
     dense, began = build_dense(config, data), time.perf_counter()
     fit(dense, data.train, config.train, seed=seed, augment=data.augment)
     measured = evaluate(dense, data.test, task="diagnosis", classes=data.classes)
-    rows = [_row(name, seed, "dense", 1.0, measured, (), began)]
-    for target in TARGETS:
-        cascade = default_schedule(target, recovery=config.schedule.recovery)
+    rows = [_row(name, seed, "dense", (1.0, 0), measured, (), began)]
+    for target, steps in REGIMES:
+        recovery = dataclasses.replace(config.schedule.recovery, steps=steps)
+        cascade = default_schedule(target, recovery=recovery)
         for method, schedule in (
             ("cascade", cascade),
-            ("one-shot", one_shot(cascade, cascade.recovery.steps)),
+            ("one-shot", one_shot(cascade, steps)),
             ("unrecovered", one_shot(cascade, 0)),
         ):
             model, began = copy.deepcopy(dense), time.perf_counter()
             results = run_cascade(model, schedule, data, seed=seed)
-            rows.append(_row(name, seed, method, target, results[-1].after_recovery, results, began))
+            evaluation = results[-1].after_recovery
+            rows.append(_row(name, seed, method, (target, steps), evaluation, results, began))
     return rows
 
 
@@ -120,7 +123,7 @@ def _row(
     setting: str,
     seed: int,
     method: str,
-    target: float,
+    regime: tuple[float, int],
     evaluation: Evaluation,
     results: tuple[StageResult, ...],
     began: float,
@@ -129,14 +132,13 @@ def _row(
         "setting": setting,
         "seed": seed,
         "method": method,
-        "target": target,
+        "regime": list(regime),
         "accuracy": evaluation.metric.value,
         "macro_auroc": evaluation.extra["macro_auroc"].value,
         "loss": evaluation.loss,
         "per_class": evaluation.per_class,
         "test_windows": evaluation.metric.samples,
         "params": results[-1].params if results else None,
-        "steps": sum(result.recovery.steps for result in results),
         "seconds": time.perf_counter() - began,
         "stages": [
             {
@@ -160,38 +162,35 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 def tables(rows: list[dict[str, Any]]) -> str:
     """Markdown: per target, accuracy by setting and method with the paired difference; recall by class."""
-    by = {(row["setting"], row["method"], row["target"], row["seed"]): row for row in rows}
+    by = {(row["setting"], row["method"], tuple(row["regime"]), row["seed"]): row for row in rows}
     lines = []
-    for target in TARGETS:
-        heads = [
-            f"{words} {target:g}×" if method == "cascade" else words for method, words in METHODS.items()
-        ]
+    for target, steps in REGIMES:
         lines += [
-            f"Backbone {target:g}× smaller, accuracy in %:",
+            f"Backbone {target:g}× smaller, {steps} recovery steps, accuracy in %:",
             "",
-            "| setting | test windows | seeds | " + " | ".join(heads) + " | cascade − one-shot |",
+            "| setting | test windows | seeds | " + " | ".join(METHODS.values()) + " | cascade − one-shot |",
             "|---|---|---|" + "---|" * (len(METHODS) + 1),
         ]
         for name, setting in SETTINGS.items():
             seeds = sorted({row["seed"] for row in rows if row["setting"] == name})
             if not seeds:
                 continue
+            regimes = {method: (1.0, 0) if method == "dense" else (target, steps) for method in METHODS}
             found = {
-                method: [
-                    by[name, method, 1.0 if method == "dense" else target, seed]["accuracy"] for seed in seeds
-                ]
-                for method in METHODS
+                method: [by[name, method, regime, seed]["accuracy"] for seed in seeds]
+                for method, regime in regimes.items()
             }
             paired = [a - b for a, b in zip(found["cascade"], found["one-shot"], strict=True)]
-            windows = by[name, "dense", 1.0, seeds[0]]["test_windows"]
+            windows = by[name, "dense", (1.0, 0), seeds[0]]["test_windows"]
             cells = " | ".join(percent(values) for values in found.values())
             lines.append(
                 f"| {setting.title} | {windows} | {len(seeds)} | {cells} | {percent(paired, sign=True)} |"
             )
         lines.append("")
-    lines += [f"Recall of each class at {TARGETS[0]:g}×, mean over seeds, in %:", ""]
+    first = REGIMES[0]
+    lines += [f"Recall of each class at {first[0]:g}×, {first[1]} steps, mean over seeds, in %:", ""]
     for name, setting in SETTINGS.items():
-        chosen = [row for row in rows if row["setting"] == name and row["target"] in (1.0, TARGETS[0])]
+        chosen = [row for row in rows if row["setting"] == name and tuple(row["regime"]) in ((1.0, 0), first)]
         if chosen:
             lines += per_class(setting.title, chosen)
     return "\n".join(lines).rstrip()
@@ -253,7 +252,7 @@ def main() -> None:
             with RESULTS.open("a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in fresh)
             rows += fresh
-            figures = ", ".join(f"{row['method']} {row['target']:g}× {row['accuracy']:.3f}" for row in fresh)
+            figures = ", ".join(f"{row['method']} {row['regime']} {row['accuracy']:.3f}" for row in fresh)
             print(f"{one[0]} seed {one[1]}: {figures}; {len(pending)} left", file=sys.stderr, flush=True)
     text = tables([row for row in rows if row["setting"] in SETTINGS])
     rewrite(PAGE, "diagnosis", text)

@@ -32,7 +32,8 @@ def default_schedule(
 ) -> CascadeSchedule:
     """Layers, then heads, then channels, to a backbone compression of ``target``.
 
-    Channels alone are fine enough to hit the target within 1 %, so they take what the others leave.
+    Channels alone are fine enough to hit the target within 1 %, so they take what the others leave, and
+    most of the recovery: what is mended before a cut is partly cut away again (docs/benchmarks.md).
     With an ``anatomy``, whole KV groups go instead of heads where query heads share K/V, and a coarse
     stage that would remove nothing, or leave nothing for the channels to do, is left out.
     """
@@ -44,7 +45,7 @@ def default_schedule(
     )
     if anatomy is not None:
         coarse = _worthwhile(coarse, anatomy, target)
-    last = Stage(granularity=Granularity.CHANNEL, target=target, share=2.0)
+    last = Stage(granularity=Granularity.CHANNEL, target=target, share=6.0)
     return CascadeSchedule(stages=(*coarse, last), recovery=recovery or Recovery())
 
 
