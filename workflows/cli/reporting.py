@@ -65,12 +65,14 @@ def load_view(run: RunDir) -> dict[str, Any]:
 
 def headline(document: dict[str, Any]) -> str:
     """The result in three lines."""
+    from workflows.report.format import factor
+
     compression, metric, latency = document["compression"], document["metric"], document["latency_ms"]
     params = document["params"]["backbone"]
     cuts = " → ".join(f"{stage['granularity']} −{stage['ratio']:.0%}" for stage in document["stages"])
     return (
-        f"backbone {params['dense']:,} → {params['final']:,} parameters ({compression['backbone']:.1f}×; all "
-        f"parameters {compression['total']:.1f}×) by {cuts}\n"
+        f"backbone {params['dense']:,} → {params['final']:,} parameters ({factor(compression['backbone'])}; all "
+        f"parameters {factor(compression['total'])}) by {cuts}\n"
         f"{metric['name']} {_interval(metric, 'dense')} → {_interval(metric, 'final')} on {document['dataset']}, "
         f"split {document['split']}\n"
         f"latency {latency['dense']:.2f} → {latency['final']:.2f} ms for one sample, {document['seconds']:.0f} s in all"
