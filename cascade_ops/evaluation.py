@@ -120,7 +120,7 @@ def macro_auroc(
 
 def _plain(name: str, value: float, samples: int) -> Metric:
     """A figure without an interval of its own."""
-    return Metric(name=name, value=value, low=value, high=value, samples=samples)
+    return Metric(name=name, value=value, low=math.nan, high=math.nan, samples=samples)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ REPORT_SCHEMA = "cascade.report/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One figure with its 95 % confidence interval and the number of samples behind it."""
+    """One figure with its 95 % confidence interval (NaN where none is known) and the samples behind it."""
 
     name: str
     value: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -12,7 +13,12 @@ T = TypeVar("T")
 
 
 def to_jsonable(value: Any) -> Any:
-    """Dataclasses become dicts, tuples lists, enums their values; the rest must be JSON-able already."""
+    """Dataclasses become dicts, tuples lists, enums their values; the rest must be JSON-able already.
+
+    JSON knows no NaN and no infinity: they become strings that ``float`` reads back.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):

@@ -52,9 +52,9 @@ def machine_view(
         "provenance": to_jsonable(report.provenance),
     }
     return {
-        **_finite_or(document, lambda value: None),
-        "details": _finite_or(to_jsonable(report), _spelled),
-        "examples": _finite_or(to_jsonable(list(examples)), _spelled),
+        **_finite_or_null(document),
+        "details": to_jsonable(report),
+        "examples": to_jsonable(list(examples)),
     }
 
 
@@ -114,17 +114,12 @@ def _interval(metric: Metric) -> list[float]:
     return [metric.low, metric.high]
 
 
-def _spelled(value: float) -> str:
-    """A spelling that both JSON readers and ``float()`` understand."""
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _finite_or(value: Any, replace: Any) -> Any:
-    """Strict JSON knows no NaN and no infinity: put ``replace(value)`` in their place."""
+def _finite_or_null(value: Any) -> Any:
+    """Strict JSON knows no NaN and no infinity."""
     if isinstance(value, float) and not math.isfinite(value):
-        return replace(value)
+        return None
     if isinstance(value, dict):
-        return {key: _finite_or(item, replace) for key, item in value.items()}
+        return {key: _finite_or_null(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite_or(item, replace) for item in value]
+        return [_finite_or_null(item) for item in value]
     return value

@@ -259,8 +259,11 @@ def _measured(
 
 def _metric_row(before: Metric, after: Metric) -> tuple[str, str, str, str]:
     how = fmt.metric_style(after.name)
+    change = how.change(before.value, after.value)
+    if not all(math.isfinite(end) for metric in (before, after) for end in (metric.low, metric.high)):
+        return (how.title, how.value(before.value), how.value(after.value), change)
     dense, final = (f"{how.value(m.value)} ({how.interval(m.low, m.high)})" for m in (before, after))
-    return (f"{how.title} (95 % CI)", dense, final, how.change(before.value, after.value))
+    return (f"{how.title} (95 % CI)", dense, final, change)
 
 
 def _span(low: float, high: float) -> str:
