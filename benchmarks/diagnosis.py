@@ -214,7 +214,8 @@ def per_class(title: str, rows: list[dict[str, Any]]) -> list[str]:
 def percent(values: list[float], *, sign: bool = False) -> str:
     """Mean ± half-width, in percent."""
     mean, half = interval(values)
-    return f"{100 * mean:{'+' if sign else ''}.1f} ± {100 * half:.1f}"
+    shown = round(100 * mean, 1) + 0.0  # no -0.0
+    return f"{shown:{'+' if sign else ''}.1f} ± {100 * half:.1f}"
 
 
 def rewrite(page: Path, mark: str, text: str) -> None:
