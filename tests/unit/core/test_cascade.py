@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,9 +60,12 @@ def test_the_default_schedule_hits_its_target(backbone: str) -> None:
     assert sum(result.recovery.steps for result in results) == RECOVERY.steps
     assert results[-1].params == anatomy_of(model).backbone_params
     assert results[-1].params_total == sum(p.numel() for p in model.parameters())
-    assert results[-1].after_recovery == evaluate(model, data.test, task="diagnosis", classes=data.classes)
+    # Compared as JSON, where an unknown interval (NaN) equals itself.
+    again = evaluate(model, data.test, task="diagnosis", classes=data.classes)
+    assert to_jsonable(results[-1].after_recovery) == to_jsonable(again)
     for result in results:
-        assert from_jsonable(StageResult, to_jsonable(result)) == result
+        document = json.loads(json.dumps(to_jsonable(result), allow_nan=False))
+        assert to_jsonable(from_jsonable(StageResult, document)) == document
 
 
 def test_results_say_what_was_removed() -> None:
