@@ -90,6 +90,9 @@ def test_inspect_from_a_config_alone(tmp_path: Path, cascade) -> None:
     assert not verdicts["head"]["holds"]
     assert verdicts["head"]["kappa"] == 2
     assert "kv_group" in verdicts["head"]["reason"]
+    # For a person: layers of one shape share a row.
+    shown = cascade("inspect", tmp_path).stdout.splitlines()
+    assert [line.split()[:5] for line in shown if line.startswith("0")] == [["0–1", "4", "2", "8", "48"]]
 
 
 def test_eval_repeats_the_reports_figures(finished: Path, cascade) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from cascade_ops.anatomy import ModelAnatomy
     from workflows.config import JobConfig
 
+SHAPE = ("heads", "kv_heads", "head_dim", "channels", "params")
 INSPECT_SCHEMA, EVAL_SCHEMA = "cascade.inspect/1", "cascade.eval/1"
 
 
@@ -40,12 +42,21 @@ def inspect(
         f"parameters: {params['total']:,} = backbone {params['backbone']:,} (attention {params['attention']:,}, "
         f"feed-forward {params['mlp']:,}, rest {params['norms_and_biases']:,}) + other {params['other']:,}\n"
     )
-    layers = document["layers"]
-    columns = ("source", "heads", "kv_heads", "head_dim", "channels", "params")
-    output.table(columns, [[layer[column] for column in columns] for layer in layers])
+    output.table(("layer", *SHAPE), _alike_together(document["layers"]))
     output.text("")
     rows = [(v["granularity"], v["kappa"], v["pi"], v["holds"], v["reason"]) for v in document["sia"]]
     output.table(("unit", "κ", "π", "SIA", "why"), rows)
+
+
+def _alike_together(layers: list[dict[str, Any]]) -> list[list[Any]]:
+    """One row for each run of layers of one shape; they are numbered as in the dense model."""
+    rows = []
+    for shape, group in itertools.groupby(layers, key=lambda layer: [layer[column] for column in SHAPE]):
+        sources = [layer["source"] for layer in group]
+        unbroken = sources == list(range(sources[0], sources[-1] + 1))
+        names = f"{sources[0]}–{sources[-1]}" if unbroken else ", ".join(map(str, sources))
+        rows.append([str(sources[0]) if len(sources) == 1 else names, *shape])
+    return rows
 
 
 def _config_of(model: str) -> PreTrainedConfig:
