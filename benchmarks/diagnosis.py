@@ -1,6 +1,6 @@
 """Accuracy of the cascade beside one-shot pruning with the whole recovery budget at the end.
 
-    python benchmarks/diagnosis.py [--seeds 0 1 2] [--settings cwru-load3 …] [--workers 2]
+    python benchmarks/diagnosis.py [--seeds 0 1 2 3 4] [--settings cwru-load3 …] [--workers 2]
 
 Every (setting, seed) is one Ray task: it trains a dense model and compresses copies of it by each method,
 at equal recovery steps, equal calibration data and equal target. Results are appended to
@@ -233,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--workers", type=int, default=2, help="one-thread Ray tasks at a time")
     arguments = parser.parse_args()
