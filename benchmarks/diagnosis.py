@@ -14,6 +14,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -244,7 +245,12 @@ def main() -> None:
     if todo:
         import ray
 
-        ray.init(num_cpus=arguments.workers, include_dashboard=False, log_to_driver=False)
+        here = (
+            {}
+            if os.environ.get("RAY_ADDRESS")
+            else {"num_cpus": arguments.workers, "include_dashboard": False}
+        )
+        ray.init(log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}, **here)
         pending = {ray.remote(num_cpus=1)(run).remote(*one): one for one in todo}
         while pending:
             (ready,), _ = ray.wait(list(pending), num_returns=1)
