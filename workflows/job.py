@@ -125,7 +125,6 @@ def resume(
     if run.complete:
         say(f"{path}: is complete already")
         return run
-    run.sweep()
     _deterministic(config)
     prepared = _load_data(config, say)
     recorded = read_json(run.path / PROVENANCE).get("data_fingerprint")
@@ -191,6 +190,13 @@ def step_names(schedule: CascadeSchedule) -> tuple[str, ...]:
 
 
 def _carry_out(job: Job) -> RunDir:
+    with job.run.held():
+        job.run.sweep()
+        _unfinished_steps(job)
+    return job.run
+
+
+def _unfinished_steps(job: Job) -> None:
     job.say(f"run: {job.run.path} (if interrupted: cascade compress --resume {job.run.path})")
     names = step_names(job.schedule)
     if not job.run.finished(DENSE):
@@ -209,7 +215,6 @@ def _carry_out(job: Job) -> RunDir:
         if scores is not None:
             scores = carry_over(scores, plan_of(result))
     _finish(job, names, dense_model)
-    return job.run
 
 
 def _train_dense(job: Job) -> None:

@@ -12,6 +12,7 @@ The report comes last: a run that has both its files is complete.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -60,6 +61,25 @@ class RunDir:
     def config(self) -> JobConfig:
         """The recorded configuration. Raises ConfigError."""
         return resolve(read_document(self.path / CONFIG))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process works on this run meanwhile; the lock goes with the process that holds it.
+
+        Raises:
+            RunExistsError: another one does.
+        """
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunExistsError(
+                    f"{self.path}: another process is working on this run. Wait for it, or stop it and resume."
+                ) from None
+            yield
+        finally:
+            os.close(folder)
 
     def sweep(self) -> None:
         """Remove temporary folders and files that a killed process left behind."""

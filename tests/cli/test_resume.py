@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cascade_ops.errors import RunExistsError
 from workflows import config, job
 from workflows.rundir import RunDir
 
@@ -113,3 +114,16 @@ def test_changed_data_is_refused(tiny: Path, tmp_path: Path) -> None:
     (out / "config.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(Exception, match="was started on other data"):
         job.resume(out)
+
+
+def test_one_process_at_a_time(tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    document = config.resolve(config.read_document(tiny))
+    with pytest.raises(KeyboardInterrupt):
+        job.start(document, run, progress=Bomb(7))
+    with (
+        RunDir(path=run).held(),
+        pytest.raises(RunExistsError, match="another process is working on this run"),
+    ):
+        job.resume(run)
+    assert job.resume(run).complete
