@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import copy
 import errno
-import json
+import re
 from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cascade_ops.errors import CheckpointError
 from cascade_ops.files import written_whole
 from cascade_ops.surgery import meta_model
+from cascade_ops.weights import StoredTensor, read_tensors, stored_tensors
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+RECOMPUTED = r"rotary_emb\.inv_freq|(^|\.)position_ids$"
+"""Buffers that older checkpoints store and models now compute."""
 
 
 def save_pruned(model: PreTrainedModel, path: str | Path) -> None:
@@ -56,32 +56,51 @@ def load_pruned(path: str | Path) -> PreTrainedModel:
         UnsupportedFamilyError: no FamilySpec describes the model.
     """
     path = Path(path)
-    config = read_config(path)
-    weights = _read_weights(path)
-    model = meta_model(config)
-    expected = model.state_dict()
-    wrong = {
-        name: (tuple(value.shape), tuple(expected[name].shape))
-        for name, value in weights.items()
-        if name in expected and value.shape != expected[name].shape
-    }
-    if wrong:
-        name, (found, wanted) = next(iter(wrong.items()))
-        raise CheckpointError(
-            f"{path}: {len(wrong)} tensors do not have the shape that config.json says; {name}: expected "
-            f"{wanted}, found {found}. Config and weights are from different runs."
-        )
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    result = model.load_state_dict(weights, strict=False, assign=True)
-    missing = [name for name in result.missing_keys if name not in tied]
-    if missing or result.unexpected_keys:
-        raise CheckpointError(
-            f"{path}: the weights do not fit the config: missing {missing[:3] or 'none'}, "
-            f"unexpected {result.unexpected_keys[:3] or 'none'}. Was the folder edited?"
-        )
+    model = meta_model(read_config(path))
+    stored = stored_as(model, stored_tensors(path), path)
+    model.load_state_dict(read_tensors(stored, stored), strict=True, assign=True)
     model.tie_weights()
     model.eval()
     return model
+
+
+def stored_as(model: PreTrainedModel, stored: dict[str, StoredTensor], path: Path) -> dict[str, StoredTensor]:
+    """The stored tensors under the names of ``model``'s state, tied ones under each of theirs.
+
+    A folder saved from the backbone alone (or with its prefix) is understood, as transformers does.
+
+    Raises:
+        CheckpointError: one is missing, unexpected, or of another shape.
+    """
+    expected, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), RECOMPUTED]
+    named: dict[str, StoredTensor] = {}
+    unexpected = []
+    for name, tensor in stored.items():
+        known = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in expected), None)
+        if known is not None:
+            named[known] = tensor
+        elif not any(re.search(pattern, name) for pattern in ignored):
+            unexpected.append(name)
+    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        tied = named.get(target) or named.get(source)
+        if tied is not None:
+            named.setdefault(target, tied)
+            named.setdefault(source, tied)
+    missing = [name for name in expected if name not in named]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{path}: the weights do not fit the config: missing {missing[:3] or 'none'}, "
+            f"unexpected {unexpected[:3] or 'none'}. Was the folder edited?"
+        )
+    wrong = [name for name, tensor in named.items() if tensor.shape != tuple(expected[name].shape)]
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{path}: {len(wrong)} tensors do not have the shape that config.json says; {name}: expected "
+            f"{tuple(expected[name].shape)}, found {named[name].shape}. Config and weights are from different runs."
+        )
+    return named
 
 
 def read_config(path: Path) -> PreTrainedConfig:
@@ -99,40 +118,6 @@ def read_config(path: Path) -> PreTrainedConfig:
         # transformers' own messages have several lines of advice
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{path}/config.json cannot be read: {reason}") from error
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    files = _weight_files(path)
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118  (safe_open is not a mapping)
-                    weights[name] = shard.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file}: not a complete safetensors file ({error}); copy or train it again"
-            ) from error
-    return weights
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if (path / SINGLE).is_file():
-        return [path / SINGLE]
-    if not (path / INDEX).is_file():
-        raise CheckpointError(
-            f"{path}: expected {SINGLE} or {INDEX}, found neither (pickled weights are not loaded)"
-        )
-    try:
-        names = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / INDEX}: not a safetensors index ({error})") from error
-    absent = [name for name in names if not (path / name).is_file()]
-    if absent:
-        raise CheckpointError(
-            f"{path}: the index names {absent[0]}, which is not there ({len(absent)} absent)"
-        )
-    return [path / name for name in names]
 
 
 def weights_size(model: PreTrainedModel) -> int:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cascade_ops.anatomy import ModelAnatomy, anatomy_of, base_of, blocks_of, family_of
+from cascade_ops.anatomy import ModelAnatomy, base_of, blocks_of, family_of
 from cascade_ops.batches import Batch, on_device
 from cascade_ops.criteria import CRITERIA, LayerView
 from cascade_ops.errors import DataError, PlanError
 from cascade_ops.granularity import Granularity
 from cascade_ops.plan import PruningPlan
-from cascade_ops.statistics import Statistics, collect
+from cascade_ops.shards import Piece
+from cascade_ops.statistics import Need, Statistics
+from cascade_ops.sweep import collect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,21 +71,29 @@ def score(
         DataError: no calibration data, or the model's outputs on it are not finite.
         UnsupportedFamilyError: no FamilySpec describes the model.
     """
-    chosen = [CRITERIA[name] for name in criteria]
-    needs = frozenset(need for one in chosen for need in one.needs)
-    anatomy = anatomy_of(model)
+    needs, piece = needs_of(criteria), Piece.whole(model)
     statistics = Statistics.zero()
     for batch in batches if needs else ():
-        statistics = statistics + collect(model, anatomy, on_device(batch, model), needs)
+        statistics = statistics + collect(piece, on_device(batch, model), needs)
+    check_statistics(statistics, piece.anatomy, needs)
+    return scores_from(model, piece.anatomy, statistics, criteria, seed=seed)
+
+
+def needs_of(criteria: Sequence[str]) -> frozenset[Need]:
+    """What these criteria need from the sweep. Raises UnknownNameError."""
+    return frozenset(need for name in criteria for need in CRITERIA[name].needs)
+
+
+def check_statistics(statistics: Statistics, anatomy: ModelAnatomy, needs: Collection[Need]) -> None:
+    """Raises DataError where there are none, or some are not finite (naming the layer as in the dense model)."""
     if needs and statistics.samples == 0:
         raise DataError("scoring needs calibration data, got no batch")
     for (name, granularity, layer), value in statistics.sums.items():
         if not torch.isfinite(value).all():
             raise DataError(
-                f"layer {layer}: {name} ({granularity}) is not finite on the calibration data. "
-                "Check the recordings for NaN, or load the model in float32 or bfloat16."
+                f"layer {anatomy.layers[layer].source}: {name} ({granularity}) is not finite on the calibration "
+                "data. Check the data for NaN, or load the model in float32 or bfloat16."
             )
-    return scores_from(model, anatomy, statistics, criteria, seed=seed)
 
 
 def scores_from(
@@ -118,3 +128,21 @@ def scores_from(
                 samples=statistics.samples,
             )
     return scores
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Scores of consecutive shards as those of the whole model."""
+    return {
+        key: ImportanceScores(
+            granularity=one.granularity,
+            criterion=one.criterion,
+            per_layer=_together(one.granularity, [part[key].per_layer for part in parts]),
+            samples=one.samples,
+        )
+        for key, one in parts[0].items()
+    }
+
+
+def _together(granularity: Granularity, parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    rows = tuple(row for part in parts for row in part)
+    return (torch.cat(rows),) if granularity is Granularity.LAYER else rows

@@ -5,13 +5,14 @@ from __future__ import annotations
 from cascade_ops.criteria.base import CRITERIA, Columns, Criterion, LayerView, column_criterion, criterion
 
 # Each import registers its criteria.
-from cascade_ops.criteria import block_influence, flap, gradient, magnitude, random, wanda  # isort: skip
+from cascade_ops.criteria import amp, block_influence, flap, gradient, magnitude, random, wanda  # isort: skip
 
 __all__ = [
     "CRITERIA",
     "Columns",
     "Criterion",
     "LayerView",
+    "amp",
     "block_influence",
     "column_criterion",
     "criterion",

@@ -29,7 +29,7 @@ Scale = Literal["absolute", "layer_mean", "layer_zscore"]
 class LayerView:
     """Everything a criterion may use to score the units of one layer.
 
-    ``index`` is the layer's position, ``source`` its position in the dense model.
+    ``index`` is the layer's position in what was swept (a shard, or the whole model).
     """
 
     granularity: Granularity

@@ -12,9 +12,10 @@ from cascade_ops.granularity import Granularity
 
 @criterion("random", reference="uniform, seeded")
 def random(view: LayerView) -> Float[Tensor, " units"]:
-    """Uniform in [0, 1), a function of the seed, the granularity and the layer."""
+    """Uniform in [0, 1), a function of the seed, the granularity and the layer (as numbered in the
+    dense model)."""
     place = list(Granularity).index(view.granularity)
-    generator = torch.Generator().manual_seed((view.seed * 1009 + place) * 100_003 + view.index)
+    generator = torch.Generator().manual_seed((view.seed * 1009 + place) * 100_003 + view.layer.source)
     units = {
         Granularity.LAYER: 1,
         Granularity.HEAD: view.layer.heads,

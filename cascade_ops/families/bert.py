@@ -18,6 +18,7 @@ family(
         attention_output="attention.output.dense",
         mlp_inputs=(Projection(path="intermediate.dense", holds=("up",)),),
         mlp_output="output.dense",
+        tail=("pooler",),
         head_dim="attention_head_size",
         attributes=(
             Attribute(

@@ -24,6 +24,7 @@ family(
         attention_output="attn.c_proj",
         mlp_inputs=(Projection(path="mlp.c_fc", holds=("up",)),),
         mlp_output="mlp.c_proj",
+        tail=("ln_f",),
         attributes=(
             Attribute(path="attn", name="num_heads", value=lambda config, layer: layer.heads),
             Attribute(

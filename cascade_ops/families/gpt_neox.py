@@ -16,6 +16,7 @@ family(
         attention_output="attention.dense",
         mlp_inputs=(Projection(path="mlp.dense_h_to_4h", holds=("up",)),),
         mlp_output="mlp.dense_4h_to_h",
+        tail=("final_layer_norm",),
         head_dim="head_size",
     )
 )

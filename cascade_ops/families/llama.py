@@ -25,6 +25,7 @@ family(
             Projection(path="mlp.up_proj", holds=("up",)),
         ),
         mlp_output="mlp.down_proj",
+        tail=("norm",),
         attributes=(
             Attribute(path="self_attn", name="num_key_value_groups", value=lambda config, layer: layer.n_rep),
         ),

@@ -18,6 +18,7 @@ family(
         attention_output="self_attn.out_proj",
         mlp_inputs=(Projection(path="fc1", holds=("up",)),),
         mlp_output="fc2",
+        tail=("decoder.final_layer_norm", "decoder.project_out"),
         attributes=(Attribute(path="self_attn", name="num_heads", value=lambda config, layer: layer.heads),),
     )
 )

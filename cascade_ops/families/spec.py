@@ -55,6 +55,7 @@ class FamilySpec:
         blocks: path of the block list in the base model (the one without a head).
         attention: path of the attention module inside a block.
         attention_inputs, attention_output: its projections.
+        tail: modules of the base model that run after the blocks (the final norm).
         mlp_inputs, mlp_output: the feed-forward projections; a ``gate`` part makes it gated.
         head_dim: attribute of the attention module with the width of one head.
         attributes: what else follows a cut.
@@ -70,6 +71,7 @@ class FamilySpec:
     attention_output: str
     mlp_inputs: tuple[Projection, ...]
     mlp_output: str
+    tail: tuple[str, ...]
     head_dim: str = "head_dim"
     attributes: tuple[Attribute, ...] = ()
     per_layer_config: tuple[str, ...] = ("layer_types",)

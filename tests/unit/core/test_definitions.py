@@ -20,8 +20,10 @@ from cascade_ops.granularity import Granularity
 from cascade_ops.loss import next_tokens, per_sample_loss
 from cascade_ops.plan import PruningPlan
 from cascade_ops.scoring import score
-from cascade_ops.statistics import ABS_GRADIENT, SQUARED_GRADIENT, Need, Statistics, collect
+from cascade_ops.shards import Piece
+from cascade_ops.statistics import ABS_GRADIENT, SQUARED_GRADIENT, Need, Statistics
 from cascade_ops.surgery import prune
+from cascade_ops.sweep import collect
 from tests.factories import batch_for, classifier, gpt2, inputs_for, llama_like, logits_of, varied_plan
 
 STEP = 1e-5
@@ -94,7 +96,7 @@ def test_gate_gradients_are_the_slopes_of_each_samples_loss(name: str, granulari
     assert max(float(row.abs().max()) for row in expected) > 1e-3
     for sample in range(3):
         sums = collect(
-            model, anatomy_of(model), take(batch, slice(sample, sample + 1)), frozenset({"gate_gradients"})
+            Piece.whole(model), take(batch, slice(sample, sample + 1)), frozenset({"gate_gradients"})
         ).sums
         for index in range(len(anatomy_of(model).layers)):
             row = (
@@ -311,14 +313,14 @@ def test_adding_statistics_changes_neither() -> None:
     assert float(one.sums[KEYS[0]].sum()) == float(other.sums[KEYS[0]].sum()) == 3
 
 
-@pytest.mark.parametrize("need", ["moments", "block_cosine", "gate_gradients"])
+@pytest.mark.parametrize("need", ["moments", "projection", "block_cosine", "gate_gradients"])
 def test_statistics_count_samples_and_tokens(need: Need) -> None:
     model = gpt2()
     batch = batch_for(model, samples=4, tokens=6)
     mask = torch.ones_like(batch["input_ids"])
     mask[1, :2] = 0
     for extra, tokens in (({}, 24), ({"attention_mask": mask}, 22)):
-        found = collect(model, anatomy_of(model), {**batch, **extra}, frozenset({need}))
+        found = collect(Piece.whole(model), {**batch, **extra}, frozenset({need}))
         assert (found.samples, found.tokens) == (4, tokens)
         assert all(value.dtype == torch.float64 for value in found.sums.values())
 

@@ -1,0 +1,154 @@
+"""The tensors of a model folder, known by their headers and read one by one.
+
+A safetensors file starts with eight bytes (the length of its header) and a JSON header that gives every
+tensor's type, shape and place. Headers alone say whether a folder is complete and what a range of blocks
+weighs; tensors are mapped from the file, so that memory holds only what is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cascade_ops.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LARGEST_HEADER = 100 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Where a tensor is: ``nbytes`` from ``offset`` in ``file``. ``kind`` is safetensors' name of its type."""
+
+    file: Path
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a model folder, from the headers alone.
+
+    Raises:
+        CheckpointError: a file is absent, truncated or no safetensors file, or a tensor the index names is
+            not where it says.
+    """
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(path):
+        found |= _header(file)
+    if (path / SINGLE).is_file():
+        return found
+    lost = sorted(
+        name for name, file in _weight_map(path).items() if _misplaced(found.get(name), path / file)
+    )
+    if lost:
+        raise CheckpointError(
+            f"{path / INDEX}: names {lost[0]}, which is not in the file it says ({len(lost)} such tensors). "
+            "Copy the folder again."
+        )
+    return found
+
+
+def _misplaced(tensor: StoredTensor | None, file: Path) -> bool:
+    return tensor is None or tensor.file != file
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a model folder. Raises CheckpointError."""
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
+    if not (path / INDEX).is_file():
+        raise CheckpointError(
+            f"{path}: expected {SINGLE} or {INDEX}, found neither (pickled weights are not loaded)"
+        )
+    names = sorted(set(_weight_map(path).values()))
+    absent = [name for name in names if not (path / name).is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{path}: the index names {absent[0]}, which is not there ({len(absent)} absent)"
+        )
+    return [path / name for name in names]
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    try:
+        names: Any = json.loads((path / INDEX).read_text())["weight_map"]
+        return {str(name): os.path.basename(file) for name, file in names.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / INDEX}: not a safetensors index ({error})") from error
+
+
+def _header(file: Path) -> dict[str, StoredTensor]:
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > LARGEST_HEADER:
+                raise ValueError(f"a header of {length:,} bytes")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        start = 8 + length
+        tensors = {name: _stored(file, name, start, entry) for name, entry in header.items()}
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _incomplete(file, error) from error
+    wanted = start + max((tensor.offset - start + tensor.nbytes for tensor in tensors.values()), default=0)
+    if file.stat().st_size < wanted:
+        raise _incomplete(file, f"{wanted:,} bytes expected, {file.stat().st_size:,} found")
+    return tensors
+
+
+def _stored(file: Path, name: str, start: int, entry: Mapping[str, Any]) -> StoredTensor:
+    first, last = entry["data_offsets"]
+    return StoredTensor(
+        file=file,
+        name=name,
+        kind=str(entry["dtype"]),
+        shape=tuple(int(n) for n in entry["shape"]),
+        offset=start + int(first),
+        nbytes=int(last) - int(first),
+    )
+
+
+def _incomplete(file: Path, reason: object) -> CheckpointError:
+    return CheckpointError(f"{file}: not a complete safetensors file ({reason}); copy or train it again")
+
+
+def read_tensors(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """These tensors, mapped from their files: pages come into memory as they are used.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    by_file: dict[Path, list[str]] = {}
+    for name in names:
+        by_file.setdefault(stored[name].file, []).append(name)
+    tensors: dict[str, Tensor] = {}
+    for file, wanted in by_file.items():
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in wanted:
+                    tensors[name] = opened.get_tensor(stored[name].name)
+        except (SafetensorError, OSError) as error:
+            raise _incomplete(file, error) from error
+    return tensors
+
+
+def advise(stored: Iterable[StoredTensor]) -> None:
+    """Tell the system that these tensors will be read soon, so that it fetches them in the background."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for tensor in stored:
+        with tensor.file.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), tensor.offset, tensor.nbytes, os.POSIX_FADV_WILLNEED)
