@@ -42,6 +42,8 @@ from cascade_ops.statistics import (
 
 Hidden = Float[Tensor, "batch tokens hidden"]
 GRADIENT: Need = "gate_gradients"
+ROWS = 32
+"""Tokens taken at a time where columns are summed."""
 
 
 def collect(piece: Piece, batch: Batch, needs: frozenset[Need]) -> Statistics:
@@ -183,11 +185,10 @@ class _Run:
             if self.mask is not None:
                 x = x * self.mask.flatten()[:, None].to(x.dtype)
             if "moments" in self.needs:
-                wide = x.double()
-                self.sums[X, part, index] = wide.sum(dim=0)
-                self.sums[X_SQUARED, part, index] = wide.square().sum(dim=0)
+                moments = _sums(x, lambda rows: (rows, rows.square()))
+                self.sums[X, part, index], self.sums[X_SQUARED, part, index] = moments
             if "projection" in self.needs and part is Granularity.CHANNEL:
-                self.sums[ABS_X, part, index] = x.abs().sum(dim=0, dtype=torch.float64)
+                (self.sums[ABS_X, part, index],) = _sums(x, lambda rows: (rows.abs(),))
             if "projection" in self.needs and part is Granularity.HEAD:
                 weight = weight_of(linear(module, "")).detach()
                 self.sums[PROJECTED, part, index] = _projected(x, weight, layer)
@@ -197,9 +198,9 @@ class _Run:
     def _column_gradients(
         self, part: Granularity, index: int, layer: LayerAnatomy, x: Tensor, slope: Tensor
     ) -> None:
-        product = _wide(x).mul(slope.reshape(x.shape))  # tokens × columns
         samples = length_of(self.batch)
-        by_column = product.view(samples, -1, x.shape[1]).sum(dim=1).double()
+        pairs = zip(x.chunk(samples), slope.reshape(x.shape).chunk(samples), strict=True)
+        by_column = torch.stack([_dot(one, other) for one, other in pairs])
         if part is Granularity.CHANNEL:
             self._add_gradient(part, index, by_column)
             return
@@ -218,8 +219,8 @@ class _Run:
             if GRADIENT in self.needs:
                 result.register_hook(lambda slope: self._block_gradient(index, before, after, slope))
             if "block_cosine" in self.needs:
-                cosine = torch.cosine_similarity(before.double(), after.double(), dim=-1)
-                cosine = cosine if self.mask is None else cosine * self.mask
+                cosine = _cosines(before.flatten(0, -2), after.flatten(0, -2))
+                cosine = cosine if self.mask is None else cosine * self.mask.flatten()
                 self.sums[COSINE, Granularity.LAYER, index] = cosine.sum()[None]
 
         return hook
@@ -235,6 +236,28 @@ class _Run:
     ) -> None:
         self.sums[ABS_GRADIENT, granularity, index] = by_sample.abs().sum(dim=0)
         self.sums[SQUARED_GRADIENT, granularity, index] = by_sample.square().sum(dim=0)
+
+
+def _sums(
+    x: Float[Tensor, "tokens columns"], terms: Callable[[Tensor], tuple[Tensor, ...]]
+) -> tuple[Float[Tensor, " columns"], ...]:
+    """Sums over tokens, in float64, of what ``terms`` makes of a few rows at a time: they stay in the cache."""
+    chunks = [tuple(term.sum(dim=0) for term in terms(rows.double())) for rows in x.split(ROWS)]
+    return tuple(torch.stack(parts).sum(dim=0) for parts in zip(*chunks, strict=True))
+
+
+def _dot(x: Float[Tensor, "tokens columns"], y: Float[Tensor, "tokens columns"]) -> Float[Tensor, " columns"]:
+    """``Σ_t x_tj y_tj`` of each column j, in float64 from products in float32 (or wider)."""
+    pairs = zip(x.split(ROWS), y.split(ROWS), strict=True)
+    return torch.stack([_wide(one).mul(other).sum(dim=0) for one, other in pairs]).double().sum(dim=0)
+
+
+def _cosines(
+    x: Float[Tensor, "tokens hidden"], y: Float[Tensor, "tokens hidden"]
+) -> Float[Tensor, " tokens"]:
+    """The cosine of each token's two vectors, in float64."""
+    pairs = zip(x.split(ROWS), y.split(ROWS), strict=True)
+    return torch.cat([torch.cosine_similarity(one.double(), other.double(), dim=-1) for one, other in pairs])
 
 
 def _projected(
