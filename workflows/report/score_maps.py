@@ -37,6 +37,7 @@ PERCENTILES = (1, 25, 50, 75, 99)
 _BORDERS = tuple(step / LEVELS for step in range(1, LEVELS))
 _TALL_ROW, _MAP_HEIGHT, _LINE_HEIGHT = 14.0, 560.0, 13.0
 _DECADES = 12
+_WIDE = 30
 _TINY = 1e-300  # beyond it, and its inverse, an axis could not be computed in floating point
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -197,34 +198,66 @@ def spreads(layers: Sequence[Values]) -> Values:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """Score → horizontal position in percent. ``marks`` are labelled grid lines."""
+    """Score → horizontal position in percent. ``marks`` are labelled grid lines.
+
+    ``bend`` is 0 on a linear and on a logarithmic axis; else the axis is linear up to about ``±bend`` and
+    logarithmic beyond, on both sides.
+    """
 
     low: float
     high: float
     log: bool
     marks: tuple[tuple[float, str], ...]
+    bend: float = 0.0
 
     def __call__(self, value: float) -> float:
-        value = min(max(value, self.low), self.high)
+        low, high = self._map(self.low), self._map(self.high)
+        return 100 * (self._map(min(max(value, self.low), self.high)) - low) / (high - low)
+
+    def _map(self, value: float) -> float:
         if self.log:
-            return 100 * math.log(value / self.low) / math.log(self.high / self.low)
-        return 100 * (value - self.low) / (self.high - self.low)
+            return math.log(value)
+        return math.asinh(value / self.bend) if self.bend else value
+
+    @property
+    def title(self) -> str:
+        if self.bend:
+            return "symmetric logarithmic axis"
+        return "logarithmic axis" if self.log else "linear axis"
 
 
 def axis_of(points: Values) -> Axis:
-    """Logarithmic where nothing drawn is negative (zeros then sit at the left edge), else linear."""
+    """An axis that shows the differences of most points.
+
+    Logarithmic where nothing drawn is negative (zeros then sit at the left edge); else linear, or linear only
+    around 0 where magnitudes differ widely.
+    """
     usable = np.clip(points[np.isfinite(points)], -1 / _TINY, 1 / _TINY)
     positive = usable[usable > _TINY]
     if len(positive) and usable.min() >= 0:
         top = float(positive.max())
         low, high = max(float(positive.min()), top * 10.0**-_DECADES) / 1.15, top * 1.15
         return Axis(low=low, high=high, log=True, marks=_log_marks(low, high))
+    sizes = np.abs(usable)[np.abs(usable) > _TINY]
+    if len(sizes) and sizes.max() > _WIDE * np.median(sizes):
+        bend = max(float(np.median(sizes)), float(sizes.max()) * 10.0**-_DECADES)
+        low, high = min(0.0, 1.15 * float(usable.min())), max(0.0, 1.15 * float(usable.max()))
+        return Axis(low=low, high=high, log=False, marks=_bent_marks(low, high, bend), bend=bend)
     low, high = padded(usable.tolist(), 0.03)
     found = ticks(low, high, 3)
     step = found[1] - found[0] if len(found) > 1 else 1.0
     plain = 1e-4 <= step < 1e6
     marks = tuple((m, tick_label(m, step) if plain else fmt.significant(m, 2)) for m in found)
     return Axis(low=low, high=high, log=False, marks=marks)
+
+
+def _bent_marks(low: float, high: float, bend: float) -> tuple[tuple[float, str], ...]:
+    """0, and on either side two powers of ten at most."""
+    first, last = math.ceil(math.log10(bend)), math.floor(math.log10(max(-low, high)))
+    powers = [power for power in dict.fromkeys((last, (first + last) // 2)) if power >= first]
+    right = [(10.0**power, _power(power)) for power in powers]
+    left = [(-value, fmt.MINUS + name) for value, name in right]
+    return tuple((value, name) for value, name in ((0.0, "0"), *right, *left) if low <= value <= high)
 
 
 def _log_marks(low: float, high: float) -> tuple[tuple[float, str], ...]:

@@ -165,8 +165,8 @@ def _notes(report: ScoreReport, found: dict[str, tuple[Criterion, ...]]) -> tupl
             wrong = int((~np.isfinite(one.all)).sum())
             if wrong:
                 notes.append(
-                    f"{fmt.integer(wrong)} of {fmt.integer(len(one.all))} {fmt.unit(granularity)} scores by "
-                    f"{one.name} are not finite: they have no rank and no colour."
+                    f"Not finite, so without a rank and outlined in red: {fmt.integer(wrong)} of "
+                    f"{fmt.integer(len(one.all))} {fmt.unit(granularity)} scores by {one.name}."
                 )
     return tuple(notes)
 

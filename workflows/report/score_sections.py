@@ -217,7 +217,7 @@ def _drawing(one: Criterion, granularity: str, per_cell: int) -> Drawing:
         criterion=one.name,
         map=drawn,
         distribution=score_maps.distribution(spread, medians, labels, axis=axis, label=f"Scores: {spoken}"),
-        axis="logarithmic axis" if axis.log else "linear axis",
+        axis=axis.title,
         note=note,
     )
 

@@ -1,0 +1,149 @@
+"""How many workers, how many shards: from what the nodes have and what a shard needs.
+
+The estimate of a worker's memory is an upper bound meant to be compared with what a node offers before
+anything starts; ``docs/benchmarks.md`` sets it beside what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cascade_ops.errors import UsageError
+from cascade_ops.layer import LayerAnatomy
+from cascade_ops.shards import Layout, Shard, partition
+
+INTERPRETER = 640 * 2**20
+"""A worker's libraries and buffers, in bytes."""
+IN_FLIGHT = 2
+"""Micro-batches under way for each worker where every worker has its own shard."""
+GIB = 2**30
+
+
+class ClusterTooSmallError(UsageError):
+    """No node can hold a shard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What a node offers: ``memory`` in bytes."""
+
+    name: str
+    cpus: int
+    gpus: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What was asked for; None: choose. ``gpu``: one worker for each GPU instead of each ``threads`` cores."""
+
+    shards: int | None = None
+    workers: int | None = None
+    threads: int = 1
+    gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """The division of the work. ``need`` is the memory of the most demanding worker, in bytes."""
+
+    shards: tuple[Shard, ...]
+    workers: int
+    need: int
+    in_flight: int
+
+
+def size_up(layout: Layout, nodes: Sequence[Node], wish: Wish, need: Callable[[Shard], int]) -> Sizing:
+    """As many workers as there are cores for, and the fewest shards that let each of them fit its share of memory.
+
+    Fewer workers get more memory each: their number falls where not even single blocks would fit.
+
+    Args:
+        need: bytes that a worker needs for a shard.
+
+    Raises:
+        ClusterTooSmallError: nothing fits, with what is needed and what there is.
+        UsageError: more shards than blocks.
+    """
+    depth = len(layout.blocks)
+    counts = [wish.shards] if wish.shards is not None else range(1, depth + 1)
+    slots = [_slots(node, wish) for node in nodes]
+    most = min(sum(slots), wish.workers or sum(slots))
+    if most == 0:
+        raise ClusterTooSmallError(_no_slot(nodes, wish))
+    wanted = range(most, 0, -1) if wish.workers is None else [most]
+    needs: dict[int, int] = {}
+    for workers in wanted:
+        room = _room(nodes, slots, workers)
+        for count in counts:
+            shards = partition(layout, count)
+            needs[count] = max(need(shard) for shard in shards)
+            if needs[count] <= room:
+                return Sizing(
+                    shards=shards, workers=workers, need=needs[count], in_flight=_window(count, workers)
+                )
+    count, least = min(needs.items(), key=lambda pair: pair[1])
+    raise ClusterTooSmallError(
+        f"no worker can hold a shard: with {count} shards it needs {least / GIB:.2f} GiB, and the node with the "
+        f"most memory offers {_room(nodes, slots, wanted[-1]) / GIB:.2f} GiB for each worker. "
+        f"{'Give more --shards' if wish.shards is not None and wish.shards < depth else 'Give a smaller --batch'}, "
+        "fewer --workers, or larger nodes."
+    )
+
+
+def _slots(node: Node, wish: Wish) -> int:
+    """Workers that a node's cores (and GPUs) can take."""
+    by_core = node.cpus // wish.threads
+    return min(by_core, node.gpus) if wish.gpu else by_core
+
+
+def _no_slot(nodes: Sequence[Node], wish: Wish) -> str:
+    cores, gpus = max((n.cpus for n in nodes), default=0), sum(n.gpus for n in nodes)
+    if wish.gpu and gpus == 0:
+        return "no node has a GPU: choose --device cpu, or join a cluster that has some"
+    return f"no node can take a worker of {wish.threads} threads: the largest has {cores} cores. Give fewer --threads."
+
+
+def _room(nodes: Sequence[Node], slots: Sequence[int], workers: int) -> int:
+    """Memory for each of ``workers``, placed one by one where most is left for them."""
+    placed = [0] * len(nodes)
+    for _ in range(workers):
+        open_nodes = [i for i in range(len(nodes)) if placed[i] < slots[i]]
+        best = max(open_nodes, key=lambda i: nodes[i].memory / (placed[i] + 1))
+        placed[best] += 1
+    return min(int(node.memory / count) for node, count in zip(nodes, placed, strict=True) if count)
+
+
+def _window(shards: int, workers: int) -> int:
+    """Micro-batches in flight. Fewer workers than shards stream the model, once for all micro-batches."""
+    return IN_FLIGHT * workers + shards if workers >= shards else 2**31
+
+
+def memory_needed(layout: Layout, shard: Shard, *, tokens: int, dtype: torch.dtype, gradients: bool) -> int:
+    """Bytes that a worker needs for a shard: libraries, weights, and activations of one micro-batch.
+
+    Args:
+        tokens: of a micro-batch.
+    """
+    weights = layout.nbytes(shard) * dtype.itemsize // layout.dtype.itemsize
+    layers = layout.anatomy.layers[shard.first : shard.stop]
+    hidden, gated = layout.anatomy.hidden_size, layout.anatomy.gated
+    transient = max(_block(layer, hidden, gated, dtype.itemsize) for layer in layers)
+    graph = sum(_block(layer, hidden, gated, dtype.itemsize) for layer in layers) if gradients else 0
+    logits = 3 * 4 * _vocabulary(layout) if gradients and shard.is_last else 0
+    return INTERPRETER + weights + tokens * (transient + graph + logits)
+
+
+def _block(layer: LayerAnatomy, hidden: int, gated: bool, size: int) -> int:
+    """Bytes for each token of what one block keeps for the way back: norms (in float32), attention's inputs and
+    output, the feed-forward network's intermediate values."""
+    attention = (2 * layer.heads + 2 * layer.kv_heads) * layer.head_dim
+    channels = (5 if gated else 3) * layer.channels
+    return size * (4 * hidden + 2 * attention + channels) + 2 * 4 * hidden
+
+
+def _vocabulary(layout: Layout) -> int:
+    return int(getattr(layout.config, "vocab_size", 0) or 0)
