@@ -226,7 +226,10 @@ def test_the_axis_follows_the_scores() -> None:
     signed = score_maps.axis_of(np.array([[-1.0, 0.0, 1.0, 2.0, 3.0]]))
     assert not signed.log
     assert 0 < signed(-1.0) < signed(3.0) < 100
-    for axis in (positive, zeros, signed):
+    bent = score_maps.axis_of(np.array([[-1.0, 1e-3, 2e-3, 3e-3, 500.0]]))
+    assert bent(-1.0) < bent(0.0) < bent(3e-3) < bent(500.0)
+    assert bent(3e-3) - bent(1e-3) > 2
+    for axis in (positive, zeros, signed, bent):
         assert axis.marks
         assert all(0 <= axis(mark) <= 100 for mark, _ in axis.marks)
 
@@ -309,7 +312,7 @@ def test_what_went_wrong_is_said_first() -> None:
     start = text.index("Read this first")
     assert "simulated" in text[start:]
     assert "1 worker of 2 got lost" in text[start:]
-    assert "18 of 24 head scores by wanda are not finite" in text[start:]
+    assert "outlined in red: 18 of 24 head scores by wanda" in text[start:]
     assert "Read this first" not in Page(render_scores(score_report())).text
 
 
