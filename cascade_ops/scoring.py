@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cascade_ops.anatomy import ModelAnatomy, base_of, blocks_of, family_of
 from cascade_ops.batches import Batch, on_device
-from cascade_ops.criteria import CRITERIA, LayerView
+from cascade_ops.criteria import CRITERIA, Columns, LayerView
 from cascade_ops.errors import DataError, PlanError
 from cascade_ops.granularity import Granularity
 from cascade_ops.plan import PruningPlan
@@ -101,6 +101,7 @@ def scores_from(
 ) -> Scores:
     """Scores from statistics already collected."""
     spec = family_of(base_of(model).config)
+    columns: list[dict[Granularity, Columns]] = [{} for _ in anatomy.layers]
     scores: Scores = {}
     for name in criteria:
         criterion = CRITERIA[name]
@@ -117,6 +118,7 @@ def scores_from(
                         spec=spec,
                         statistics=statistics,
                         seed=seed,
+                        columns=columns[index],
                     )
                 ).cpu()
                 for index, (block, layer) in enumerate(zip(blocks_of(model), anatomy.layers, strict=True))

@@ -1,7 +1,7 @@
 """Shards: contiguous ranges of a model's blocks, each able to run by itself.
 
 A shard is what layer pruning leaves, so surgery builds it: the whole model on the meta device, cut down to
-the shard's blocks, and only their weights mapped from the files. The first shard also has the embedding, the
+the shard's blocks, and only their weights read from the files. The first shard also has the embedding, the
 last one the final norm and the head. Nobody ever holds the whole model.
 """
 
@@ -194,7 +194,7 @@ def _exactly(starts: list[int], shards: int, depth: int) -> list[int]:
 def load_shard(
     layout: Layout, shard: Shard, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Piece:
-    """A shard with its weights, mapped from their files where neither type nor device changes.
+    """A shard with its weights.
 
     Parameters that belong elsewhere are NaN without memory of their own: whatever used one would show.
 

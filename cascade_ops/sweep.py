@@ -26,6 +26,7 @@ from cascade_ops.granularity import Granularity
 from cascade_ops.layer import LayerAnatomy
 from cascade_ops.linear import linear, weight_of
 from cascade_ops.loss import per_sample_loss
+from cascade_ops.reduce import column_dot, column_sums, row_cosines, wide
 from cascade_ops.shards import Piece
 from cascade_ops.statistics import (
     ABS_GRADIENT,
@@ -42,8 +43,6 @@ from cascade_ops.statistics import (
 
 Hidden = Float[Tensor, "batch tokens hidden"]
 GRADIENT: Need = "gate_gradients"
-ROWS = 32
-"""Tokens taken at a time where columns are summed."""
 
 
 def collect(piece: Piece, batch: Batch, needs: frozenset[Need]) -> Statistics:
@@ -86,7 +85,7 @@ def backward(
         The statistics, and the losses' gradient at the lower boundary.
     """
     run = _Run(piece, batch, needs | {GRADIENT}, hidden)
-    with torch.enable_grad(), run.hooked():
+    with torch.enable_grad(), run.released(), run.hooked():
         if piece.shard.is_last:
             end = per_sample_loss(piece.model, batch).sum()
         else:
@@ -138,6 +137,14 @@ class _Run:
     def upper(self) -> Tensor:
         return self.ends[1]
 
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Let go of the graph afterwards: its hooks hold this run, a cycle that Python cannot see."""
+        try:
+            yield
+        finally:
+            self.ends.clear()
+
     def statistics(self) -> Statistics:
         return Statistics(samples=length_of(self.batch), tokens=self.tokens, sums=dict(self.sums))
 
@@ -185,10 +192,10 @@ class _Run:
             if self.mask is not None:
                 x = x * self.mask.flatten()[:, None].to(x.dtype)
             if "moments" in self.needs:
-                moments = _sums(x, lambda rows: (rows, rows.square()))
+                moments = column_sums(x, lambda rows: (rows, rows.square()))
                 self.sums[X, part, index], self.sums[X_SQUARED, part, index] = moments
             if "projection" in self.needs and part is Granularity.CHANNEL:
-                (self.sums[ABS_X, part, index],) = _sums(x, lambda rows: (rows.abs(),))
+                (self.sums[ABS_X, part, index],) = column_sums(x, lambda rows: (rows.abs(),))
             if "projection" in self.needs and part is Granularity.HEAD:
                 weight = weight_of(linear(module, "")).detach()
                 self.sums[PROJECTED, part, index] = _projected(x, weight, layer)
@@ -200,7 +207,7 @@ class _Run:
     ) -> None:
         samples = length_of(self.batch)
         pairs = zip(x.chunk(samples), slope.reshape(x.shape).chunk(samples), strict=True)
-        by_column = torch.stack([_dot(one, other) for one, other in pairs])
+        by_column = torch.stack([column_dot(one, other) for one, other in pairs])
         if part is Granularity.CHANNEL:
             self._add_gradient(part, index, by_column)
             return
@@ -219,7 +226,7 @@ class _Run:
             if GRADIENT in self.needs:
                 result.register_hook(lambda slope: self._block_gradient(index, before, after, slope))
             if "block_cosine" in self.needs:
-                cosine = _cosines(before.flatten(0, -2), after.flatten(0, -2))
+                cosine = row_cosines(before.flatten(0, -2), after.flatten(0, -2))
                 cosine = cosine if self.mask is None else cosine * self.mask.flatten()
                 self.sums[COSINE, Granularity.LAYER, index] = cosine.sum()[None]
 
@@ -227,7 +234,7 @@ class _Run:
 
     def _block_gradient(self, index: int, before: Tensor, after: Tensor, slope: Tensor) -> None:
         """``h_out = h_in + g·(block(h_in) − h_in)``, so ``∂ℓ/∂g = Σ (h_out − h_in) · ∂ℓ/∂h_out``."""
-        change = (_wide(after) - before).mul_(slope)
+        change = (wide(after) - before).mul_(slope)
         by_sample = change.flatten(1).sum(dim=1, keepdim=True).double()
         self._add_gradient(Granularity.LAYER, index, by_sample)
 
@@ -238,41 +245,14 @@ class _Run:
         self.sums[SQUARED_GRADIENT, granularity, index] = by_sample.square().sum(dim=0)
 
 
-def _sums(
-    x: Float[Tensor, "tokens columns"], terms: Callable[[Tensor], tuple[Tensor, ...]]
-) -> tuple[Float[Tensor, " columns"], ...]:
-    """Sums over tokens, in float64, of what ``terms`` makes of a few rows at a time: they stay in the cache."""
-    chunks = [tuple(term.sum(dim=0) for term in terms(rows.double())) for rows in x.split(ROWS)]
-    return tuple(torch.stack(parts).sum(dim=0) for parts in zip(*chunks, strict=True))
-
-
-def _dot(x: Float[Tensor, "tokens columns"], y: Float[Tensor, "tokens columns"]) -> Float[Tensor, " columns"]:
-    """``Σ_t x_tj y_tj`` of each column j, in float64 from products in float32 (or wider)."""
-    pairs = zip(x.split(ROWS), y.split(ROWS), strict=True)
-    return torch.stack([_wide(one).mul(other).sum(dim=0) for one, other in pairs]).double().sum(dim=0)
-
-
-def _cosines(
-    x: Float[Tensor, "tokens hidden"], y: Float[Tensor, "tokens hidden"]
-) -> Float[Tensor, " tokens"]:
-    """The cosine of each token's two vectors, in float64."""
-    pairs = zip(x.split(ROWS), y.split(ROWS), strict=True)
-    return torch.cat([torch.cosine_similarity(one.double(), other.double(), dim=-1) for one, other in pairs])
-
-
 def _projected(
     x: Float[Tensor, "tokens columns"], weight: Float[Tensor, "out columns"], layer: LayerAnatomy
 ) -> Float[Tensor, " heads"]:
     """``Σ_t Σ_o |Σ_{d∈h} x_td W_od|`` for each head h, one head in memory at a time."""
     parts = zip(x.split(layer.head_dim, dim=1), weight.split(layer.head_dim, dim=1), strict=True)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    sums = [(head @ part.T).abs_().sum(dtype=wide) for head, part in parts]
+    kind = torch.promote_types(x.dtype, torch.float32)
+    sums = [(head @ part.T).abs_().sum(dtype=kind) for head, part in parts]
     return torch.stack(sums).double()
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least float32, so that products of half-precision numbers are not rounded before they are summed."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 A safetensors file starts with eight bytes (the length of its header) and a JSON header that gives every
 tensor's type, shape and place. Headers alone say whether a folder is complete and what a range of blocks
-weighs; tensors are mapped from the file, so that memory holds only what is used.
+weighs, and let any tensor be read by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cascade_ops.errors import CheckpointError
@@ -24,6 +23,9 @@ from cascade_ops.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+KINDS = {**FLOATS, **INTEGERS, "BOOL": torch.bool}
+"""safetensors' names of types."""
 LARGEST_HEADER = 100 * 2**20
 
 
@@ -126,23 +128,34 @@ def _incomplete(file: Path, reason: object) -> CheckpointError:
 
 
 def read_tensors(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """These tensors, mapped from their files: pages come into memory as they are used.
+    """These tensors, and nothing else of their files.
+
+    They are read, not mapped: pages that come in one by one as they are used are slow, and may go again.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: a file cannot be read, or has become shorter.
     """
-    by_file: dict[Path, list[str]] = {}
-    for name in names:
-        by_file.setdefault(stored[name].file, []).append(name)
-    tensors: dict[str, Tensor] = {}
-    for file, wanted in by_file.items():
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in wanted:
-                    tensors[name] = opened.get_tensor(stored[name].name)
-        except (SafetensorError, OSError) as error:
-            raise _incomplete(file, error) from error
-    return tensors
+    return {name: _read(stored[name]) for name in names}
+
+
+def _read(tensor: StoredTensor) -> Tensor:
+    if tensor.kind not in KINDS:
+        raise CheckpointError(
+            f"{tensor.file}: {tensor.name} has type {tensor.kind}, which is not read. De-quantise the model first."
+        )
+    values = torch.empty(tensor.shape, dtype=KINDS[tensor.kind])
+    target: memoryview = values.view(-1).view(torch.uint8).numpy().data
+    try:
+        with tensor.file.open("rb", buffering=0) as stream:
+            stream.seek(tensor.offset)
+            while target:
+                count = stream.readinto(target)
+                if not count:
+                    raise OSError(f"{len(target):,} bytes of {tensor.name} are missing")
+                target = target[count:]
+    except OSError as error:
+        raise _incomplete(tensor.file, error) from error
+    return values
 
 
 def advise(stored: Iterable[StoredTensor]) -> None:

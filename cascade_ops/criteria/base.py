@@ -8,7 +8,7 @@ the sum over its slice, a KV group's the sum over its heads (contiguous), a laye
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -19,8 +19,9 @@ from cascade_ops.families import FamilySpec
 from cascade_ops.granularity import Granularity
 from cascade_ops.layer import LayerAnatomy
 from cascade_ops.linear import linear, weight_of
+from cascade_ops.reduce import column_sums
 from cascade_ops.registry import Registry
-from cascade_ops.statistics import Need, Statistics
+from cascade_ops.statistics import X_SQUARED, Need, Statistics, X
 
 Scale = Literal["absolute", "layer_mean", "layer_zscore"]
 
@@ -29,7 +30,8 @@ Scale = Literal["absolute", "layer_mean", "layer_zscore"]
 class LayerView:
     """Everything a criterion may use to score the units of one layer.
 
-    ``index`` is the layer's position in what was swept (a shard, or the whole model).
+    ``index`` is the layer's position in what was swept (a shard, or the whole model); ``columns`` are worked
+    out once for all criteria.
     """
 
     granularity: Granularity
@@ -39,6 +41,7 @@ class LayerView:
     spec: FamilySpec
     statistics: Statistics
     seed: int
+    columns: dict[Granularity, Columns] = field(default_factory=dict)
 
     def sum_of(self, name: str, granularity: Granularity | None = None) -> Float[Tensor, " units"]:
         """An accumulated statistic of this layer."""
@@ -47,13 +50,17 @@ class LayerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """The input columns of one output projection, and the statistics of what flows into them.
+    """The input columns of one output projection W, and the statistics of what flows into them.
 
-    ``weight`` is float64; ``x`` and ``x2`` are sums over ``tokens`` tokens, one for each column (empty when not
-    needed).
+    Attributes:
+        rows: outputs of the projection.
+        absolute, squares: ``Σ_i |W_ij|`` and ``Σ_i W_ij²`` of each column j, in float64.
+        x, x2: sums over ``tokens`` tokens, one for each column (empty when not needed).
     """
 
-    weight: Float[Tensor, "out columns"]
+    rows: int
+    absolute: Float[Tensor, " columns"]
+    squares: Float[Tensor, " columns"]
     x: Float[Tensor, " _columns"]
     x2: Float[Tensor, " _columns"]
     tokens: int
@@ -143,11 +150,17 @@ def column_criterion(
 
 
 def _columns(view: LayerView, part: Granularity) -> Columns:
-    path = view.spec.attention_output if part is Granularity.HEAD else view.spec.mlp_output
-    sums, empty = view.statistics.sums, torch.empty(0, dtype=torch.float64)
-    return Columns(
-        weight=weight_of(linear(view.block, path)).detach().double(),
-        x=sums.get(("x", part, view.index), empty),
-        x2=sums.get(("x2", part, view.index), empty),
-        tokens=view.statistics.tokens,
-    )
+    if part not in view.columns:
+        path = view.spec.attention_output if part is Granularity.HEAD else view.spec.mlp_output
+        weight = weight_of(linear(view.block, path)).detach()
+        absolute, squares = column_sums(weight, lambda rows: (rows.abs(), rows.square()))
+        sums, empty = view.statistics.sums, torch.empty(0, dtype=torch.float64)
+        view.columns[part] = Columns(
+            rows=weight.shape[0],
+            absolute=absolute,
+            squares=squares,
+            x=sums.get((X, part, view.index), empty).to(weight.device),
+            x2=sums.get((X_SQUARED, part, view.index), empty).to(weight.device),
+            tokens=view.statistics.tokens,
+        )
+    return view.columns[part]

@@ -21,4 +21,4 @@ def flap(columns: Columns) -> Float[Tensor, " columns"]:
     """
     mean = columns.x / columns.tokens
     variance = (columns.x2 / columns.tokens - mean.square()).clamp(min=0)
-    return variance * columns.weight.square().sum(dim=0)
+    return variance * columns.squares

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,5 +11,4 @@ from cascade_ops.criteria.base import Columns, column_criterion
 @column_criterion("magnitude", reference="Han et al. 2015, arXiv 1506.02626, structured form")
 def magnitude(columns: Columns) -> Float[Tensor, " columns"]:
     """``s_j = ‖W_{:,j}‖₂``. Data-free."""
-    norms: Tensor = torch.linalg.vector_norm(columns.weight, dim=0)
-    return norms
+    return columns.squares.sqrt()

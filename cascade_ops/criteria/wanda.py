@@ -14,4 +14,4 @@ from cascade_ops.criteria.base import Columns, column_criterion
 def wanda(columns: Columns) -> Float[Tensor, " columns"]:
     """``s_j = meanᵢ |W_ij| · ‖X_j‖₂`` with the norm over calibration tokens (root mean square here:
     the number of tokens changes no ranking)."""
-    return columns.weight.abs().mean(dim=0) * (columns.x2 / columns.tokens).sqrt()
+    return columns.absolute / columns.rows * (columns.x2 / columns.tokens).sqrt()

@@ -66,7 +66,7 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
-    """One worker's life. ``peak_bytes`` is its largest resident memory, mapped weights included."""
+    """One worker's life. ``peak_bytes`` is its largest resident memory."""
 
     name: str
     node: str

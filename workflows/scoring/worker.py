@@ -1,4 +1,4 @@
-"""A worker: one shard in memory at a time, mapped from its files, and what is computed on it."""
+"""A worker: one shard in memory at a time, read from its files, and what is computed on it."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _on_cpu(statistics: Statistics) -> Statistics:
 
 
 def memory() -> tuple[int, int]:
-    """This process's resident memory in bytes, mapped weights included: now, and at its peak."""
+    """This process's resident memory in bytes: now, and at its peak."""
     try:
         with open("/proc/self/status") as status:
             lines = dict(line.split(":", 1) for line in status)
