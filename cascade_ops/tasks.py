@@ -122,14 +122,14 @@ def lm_data(
     Raises:
         DataError: a file is missing or too short.
     """
-    ids = _sequences(train, tokenizer, length)
+    ids = token_sequences(train, tokenizer, length)
     held_out = max(1, round(validation * len(ids)))
     if len(ids) <= held_out:
         raise DataError(f"{train}: expected at least two sequences of {length} tokens, found {len(ids)}")
     sides = {
         "train": ids[:-held_out],
         "validation": ids[-held_out:],
-        "test": _sequences(test, tokenizer, length),
+        "test": token_sequences(test, tokenizer, length),
     }
     sides = {name: side[:max_sequences] for name, side in sides.items()}
     return TaskData(
@@ -148,7 +148,12 @@ def lm_data(
     )
 
 
-def _sequences(path: str | Path, tokenizer: Tokenizer, length: int) -> Int[Tensor, "sequences tokens"]:
+def token_sequences(path: str | Path, tokenizer: Tokenizer, length: int) -> Int[Tensor, "sequences tokens"]:
+    """A text file as consecutive sequences of ``length`` tokens; what is left over is dropped.
+
+    Raises:
+        DataError: the file is missing, not UTF-8, or too short.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -113,6 +114,22 @@ class Output:
                 try:
                     with Progress(*columns, console=self._above, transient=True) as progress:
                         yield Bar(progress)
+                finally:
+                    self._above = None
+
+    @contextmanager
+    def drawing(self) -> Iterator[Callable[[RenderableType], None] | Lines | None]:
+        """Like ``working``, for pictures that change: where to put the newest, Lines where stderr is no terminal."""
+        with redirect_stdout(self._stderr):
+            if self.quiet:
+                yield None
+            elif not self._stderr.isatty():
+                yield Lines(self._stderr)
+            else:
+                self._above = Console(file=self._stderr)
+                try:
+                    with Live(console=self._above, refresh_per_second=4, transient=True) as live:
+                        yield live.update
                 finally:
                     self._above = None
 

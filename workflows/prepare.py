@@ -124,12 +124,16 @@ def tokenizer_of(config: JobConfig) -> Any:
     source = config.model.tokenizer or config.model.path
     if source is None:
         raise ConfigError("model.tokenizer: is required where the model is built from a config")
-    folder = locate(source, what="tokenizer", files=TOKENIZER)
+    return tokenizer_in(locate(source, what="tokenizer", files=TOKENIZER))
+
+
+def tokenizer_in(folder: Path) -> Any:
+    """The tokenizer in a model folder. Raises UsageError."""
     try:
         return _padded(AutoTokenizer.from_pretrained(folder))
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UsageError(f"{source}: expected a tokenizer, found none that loads ({first})") from None
+        raise UsageError(f"{folder}: expected a tokenizer, found none that loads ({first})") from None
 
 
 def _padded(tokenizer: Any) -> Any:

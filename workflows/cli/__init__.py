@@ -12,6 +12,7 @@ from workflows.cli.failures import Commands
 from workflows.cli.listing import ls
 from workflows.cli.models import evaluate_model, inspect
 from workflows.cli.reporting import report
+from workflows.cli.score import score
 
 app = typer.Typer(
     name="cascade",
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(compress)
 app.command()(inspect)
 app.command("eval")(evaluate_model)
+app.command()(score)
 app.command()(report)
 app.command()(ls)
 app.add_typer(data.app, name="data")

@@ -13,7 +13,9 @@ Rows = list[dict[str, Any]]
 
 
 def ls(
-    what: Annotated[str, typer.Argument(help="runs, models, criteria, families or datasets.")] = "runs",
+    what: Annotated[
+        str, typer.Argument(help="runs, scores, models, criteria, families or datasets.")
+    ] = "runs",
     root: Annotated[Path, typer.Option(help="Where runs are.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -54,6 +56,22 @@ def _runs(root: Path) -> Rows:
                 row |= {"seed": view["seeds"][0], "compression": view["compression"]["backbone"]}
                 row |= {"metric": view["metric"]["name"]}
                 row |= {key: view["metric"][key] for key in ("dense", "final")}
+        rows.append(row)
+    return rows
+
+
+def _scores(root: Path) -> Rows:
+    import json
+
+    rows: Rows = []
+    for path in sorted(root.glob("*/score.json")):
+        row: dict[str, Any] = {"run": str(path.parent)}
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            row |= {key: document[key] for key in ("model", "task", "samples", "tokens", "seconds")}
+            row |= {"criteria": ", ".join(document["criteria"]), "shards": len(document["shards"])}
+        except (ValueError, KeyError, TypeError):
+            row |= dict.fromkeys(("model", "task", "samples", "tokens", "seconds", "criteria", "shards"))
         rows.append(row)
     return rows
 
@@ -111,6 +129,7 @@ def _datasets(root: Path) -> Rows:
 
 LISTS: dict[str, Callable[[Path], Rows]] = {
     "runs": _runs,
+    "scores": _scores,
     "models": _models,
     "criteria": _criteria,
     "families": _families,

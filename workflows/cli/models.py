@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from cascade_ops.anatomy import ModelAnatomy
-    from workflows.config import JobConfig
 
 SHAPE = ("heads", "kv_heads", "head_dim", "channels", "params")
 INSPECT_SCHEMA, EVAL_SCHEMA = "cascade.inspect/1", "cascade.eval/1"
@@ -63,19 +62,9 @@ def _config_of(model: str) -> PreTrainedConfig:
     """Raises CheckpointError, UsageError."""
     from cascade_ops.checkpoint import read_config
     from workflows.hub import CONFIG_ONLY, locate
+    from workflows.models import model_folder
 
-    return read_config(locate(str(_model_folder(Path(model))), files=CONFIG_ONLY))
-
-
-def _model_folder(path: Path) -> Path:
-    """A run's compressed model, or the folder itself."""
-    from cascade_ops.errors import CheckpointError
-
-    if (path / "config.yaml").is_file():
-        if not (path / "model").is_dir():
-            raise CheckpointError(f"{path}: has no model yet. Finish it: cascade compress --resume {path}")
-        return path / "model"
-    return path
+    return read_config(locate(str(model_folder(Path(model))), files=CONFIG_ONLY))
 
 
 def _anatomy_document(model: str, anatomy: ModelAnatomy, verdicts: Any) -> dict[str, Any]:
@@ -125,17 +114,18 @@ def evaluate_model(
     from cascade_ops.evaluation import evaluate
     from cascade_ops.serde import to_jsonable
     from workflows.console import Output
+    from workflows.models import check_classes, model_folder, run_config
     from workflows.prepare import prepare_data, with_data
 
     output = Output(as_json=as_json)
     with output.working():
-        config = _run_config(model)
+        config = run_config(model)
         path = str(data_path) if data_path else None
         config = with_data(config, name=data, path=path, split=split)
-        folder = _model_folder(model)
+        folder = model_folder(model)
         loaded = load_pruned(folder)
         prepared = prepare_data(config)
-        _check_classes(loaded, prepared.data.classes)
+        check_classes(loaded.config, prepared.data.classes)
         task = prepared.data
         result = evaluate(loaded, task.test, task=task.task, classes=task.classes)
     about = prepared.description
@@ -158,41 +148,3 @@ def evaluate_model(
     )
     if result.per_class:
         output.table(("class", "recall"), list(result.per_class.items()))
-
-
-def _run_config(path: Path) -> JobConfig:
-    """The configuration of the run that ``path`` is or is part of. Raises CheckpointError."""
-    from cascade_ops.errors import CheckpointError
-    from workflows.rundir import CONFIG, RunDir
-
-    for folder in (path, *path.resolve().parents):
-        if (folder / CONFIG).is_file():
-            return RunDir(path=folder).config()
-    if (path / "config.json").is_file():
-        return _config_from_model(path)
-    raise CheckpointError(f"{path}: expected a run directory or a model folder, found neither")
-
-
-def _config_from_model(path: Path) -> JobConfig:
-    """What a diagnosis model that has left its run still knows about its input. Raises CheckpointError."""
-    from cascade_ops.checkpoint import read_config
-    from cascade_ops.errors import CheckpointError
-    from workflows.config import resolve
-
-    saved = read_config(path)
-    if saved.model_type != "signal_classifier":
-        raise CheckpointError(f"{path}: is outside its run, and only diagnosis models can be measured there")
-    model = {"path": str(path), "front_end": saved.front_end, "patch": saved.patch}
-    document = {"model": model, "data": {"length": saved.window}, "schedule": {"target": 2}}
-    return resolve(document)
-
-
-def _check_classes(model: Any, classes: tuple[str, ...]) -> None:
-    from cascade_ops.errors import UsageError
-
-    known = getattr(model.config, "classes", None)
-    if known is not None and tuple(known) != classes:
-        raise UsageError(
-            f"the model knows the classes {', '.join(known)}; the data has {', '.join(classes)}. "
-            "Choose data with the same classes."
-        )

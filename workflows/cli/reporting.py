@@ -1,4 +1,4 @@
-"""``cascade report``: a finished run, for a person or a machine."""
+"""``cascade report``: a finished run or score run, for a person or a machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from workflows.console import Output
     from workflows.rundir import RunDir
+
+SCORES = "score.json"
 
 
 def report(
@@ -16,20 +19,44 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="The machine's view on stdout.")] = False,
     browse: Annotated[bool, typer.Option("--open", help="Open report.html in the browser.")] = False,
 ) -> None:
-    """Render a run's report.html anew and sum it up, or print its machine-readable view."""
+    """Render the report.html of a run or score run anew and sum it up, or print its machine-readable view."""
     from workflows.console import Output
+
+    output = Output(as_json=as_json)
+    if (run / SCORES).is_file():
+        _scores(run, output)
+    else:
+        _run(run, output)
+    if browse:
+        typer.launch(str((run / "report.html").resolve()))
+
+
+def _run(run: Path, output: Output) -> None:
     from workflows.rundir import open_run
 
-    output, found = Output(as_json=as_json), open_run(run)
+    found = open_run(run)
     document = load_view(found)
-    if as_json:
+    if output.as_json:
         output.document(document)
-    else:
-        page = _render(found)
-        output.text(headline(document))
-        output.text(f"report: {page}")
-    if browse:
-        typer.launch(str((found.path / "report.html").resolve()))
+        return
+    page = _render(found)
+    output.text(headline(document))
+    output.text(f"report: {page}")
+
+
+def _scores(run: Path, output: Output) -> None:
+    from workflows.cli.score import summary
+    from workflows.report.render import write_page
+    from workflows.report.score_page import render_scores
+    from workflows.scoring.record import machine_view, read_records
+
+    with output.working():
+        found = read_records(run)
+    if output.as_json:
+        output.document(machine_view(found))
+        return
+    output.text(summary(found))
+    output.text(f"report: {write_page(run / 'report.html', render_scores(found))}")
 
 
 def _render(run: RunDir) -> Path:

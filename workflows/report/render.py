@@ -27,7 +27,7 @@ def render_html(
     the top) and ``data["notes"]`` (what a reader must know first); the rest is listed as it is.
     """
     page = page_view(report, artifacts=artifacts, examples=examples)
-    return _environment().get_template("template.html.j2").render(page=page, report=report, fmt=fmt)
+    return environment().get_template("template.html.j2").render(page=page, report=report, fmt=fmt)
 
 
 def write_report(
@@ -45,11 +45,11 @@ def write_report(
     document = machine_view(report, artifacts=artifacts, examples=examples)
     page = render_html(report, artifacts=artifacts, examples=examples)
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
-    return _write(directory / "report.json", text + "\n"), _write(directory / "report.html", page)
+    return write_page(directory / "report.json", text + "\n"), write_page(directory / "report.html", page)
 
 
-def _write(path: Path, text: str) -> Path:
-    """Write beside the target, then rename: a reader never meets half a file."""
+def write_page(path: Path, text: str) -> Path:
+    """Write ``text`` beside ``path``, then rename: a reader never meets half a file."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
@@ -65,7 +65,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

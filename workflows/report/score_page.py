@@ -13,7 +13,7 @@ from markupsafe import Markup
 from cascade_ops.serde import to_jsonable
 from workflows.report import charts
 from workflows.report import format as fmt
-from workflows.report.render import _environment
+from workflows.report.render import environment
 from workflows.report.score_sections import (
     CONTROL,
     Agreement,
@@ -27,7 +27,7 @@ from workflows.report.score_sections import (
     lowest_view,
     map_section,
 )
-from workflows.report.view import _flat
+from workflows.report.view import flattened
 
 if TYPE_CHECKING:
     from workflows.scoring.record import ScoreReport, WorkerRecord
@@ -84,7 +84,7 @@ def render_scores(report: ScoreReport) -> str:
     rest is listed as it is.
     """
     page = score_view(report)
-    return _environment().get_template("scores.html.j2").render(page=page, report=report, fmt=fmt)
+    return environment().get_template("scores.html.j2").render(page=page, report=report, fmt=fmt)
 
 
 def score_view(report: ScoreReport) -> ScorePage:
@@ -239,5 +239,5 @@ def _provenance(report: ScoreReport) -> tuple[tuple[str, tuple[tuple[str, str], 
         "threads per worker": report.threads,
     }
     groups = (("Run", run), ("Data", report.data), ("Versions and machine", report.provenance))
-    flat = ((title, tuple(_flat("", to_jsonable(values)))) for title, values in groups)
+    flat = ((title, tuple(flattened("", to_jsonable(values)))) for title, values in groups)
     return tuple((title, rows) for title, rows in flat if rows)

@@ -396,15 +396,15 @@ def _provenance(
         ("Versions and machine", report.provenance),
         ("Artifacts", dict(artifacts)),
     )
-    flat = ((title, tuple(_flat("", to_jsonable(values)))) for title, values in groups)
+    flat = ((title, tuple(flattened("", to_jsonable(values)))) for title, values in groups)
     return tuple((title, rows) for title, rows in flat if rows)
 
 
-def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+def flattened(prefix: str, value: Any) -> list[tuple[str, str]]:
     """Nested mappings as dotted rows; lists of plain values on one line."""
     if isinstance(value, dict):
         dot = f"{prefix}." if prefix else ""
-        return [row for key, item in value.items() for row in _flat(f"{dot}{key}", item)]
+        return [row for key, item in value.items() for row in flattened(f"{dot}{key}", item)]
     if isinstance(value, list):
         if any(isinstance(item, (dict, list)) for item in value):
             return [(prefix, json.dumps(value, ensure_ascii=False, default=str))]
