@@ -20,7 +20,7 @@ from cascade_ops.progress import Progress, silent
 from cascade_ops.recovery import recover
 from cascade_ops.results import LayerScores, StageResult
 from cascade_ops.schedule import CascadeSchedule, Recovery, Stage
-from cascade_ops.scoring import ImportanceScores, Scores, score
+from cascade_ops.scoring import ImportanceScores, Scorer, Scores, score
 from cascade_ops.surgery import prune
 from cascade_ops.tasks import TaskData
 
@@ -112,10 +112,12 @@ def plan_stage(
     )
 
 
-def dense_scores(model: nn.Module, schedule: CascadeSchedule, data: TaskData, *, seed: int) -> Scores:
+def dense_scores(
+    model: nn.Module, schedule: CascadeSchedule, data: TaskData, *, seed: int, scorer: Scorer = score
+) -> Scores:
     """All scores that a one-shot schedule (``rescore=False``) will need, on the model as it is now."""
     names = tuple(dict.fromkeys(stage.criterion for stage in schedule.stages))
-    return score(model, sequential(data.calibration, CALIBRATION_BATCH), names, seed=seed)
+    return scorer(model, sequential(data.calibration, CALIBRATION_BATCH), names, seed=seed)
 
 
 def run_stage(
@@ -127,6 +129,7 @@ def run_stage(
     dense: ModelAnatomy,
     seed: int,
     scores: Scores | None = None,
+    scorer: Scorer = score,
     progress: Progress = silent,
 ) -> StageResult:
     """Carry out stage ``index`` in place.
@@ -142,6 +145,7 @@ def run_stage(
         dense: the anatomy that targets are relative to.
         seed: of the run.
         scores: estimates to use instead of scoring the model now (one-shot).
+        scorer: what scores the model, if that is not ``cascade_ops.score`` in this process.
         progress: told about scoring and recovery steps.
     """
     began = time.perf_counter()
@@ -150,7 +154,7 @@ def run_stage(
     progress("score", 0, 1)
     if scores is None:
         batches = sequential(data.calibration, CALIBRATION_BATCH)
-        scores = score(model, batches, (stage.criterion,), seed=seed)
+        scores = scorer(model, batches, (stage.criterion,), seed=seed)
     chosen = scores[stage.criterion, stage.granularity]
     plan = plan_stage(stage, chosen, anatomy, dense)
     progress("score", 1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -50,6 +51,15 @@ class ImportanceScores:
 
 
 Scores = dict[tuple[str, Granularity], ImportanceScores]
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """``score``, or another way to the same scores."""
+
+    def __call__(
+        self, model: nn.Module, batches: Iterable[Batch], criteria: Sequence[str], *, seed: int
+    ) -> Scores: ...
 
 
 def score(

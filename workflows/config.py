@@ -152,6 +152,35 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringConfig:
+    """Where importance is estimated: in the job's own process, or on a Ray cluster.
+
+    Attributes:
+        workers: Ray actors; 0 is the job's own process.
+        shards: parts of the model; None: the fewest that fit the workers' memory.
+        threads: of each worker.
+        address: of a Ray cluster; None starts one here.
+    """
+
+    __pydantic_config__ = FORBID
+
+    workers: int = 0
+    shards: int | None = None
+    threads: int = 1
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"workers: must be ≥ 0, got {self.workers}")
+        for name in ("shards", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: must be ≥ 1, got {value}")
+        if self.workers == 0 and (self.shards is not None or self.address is not None):
+            raise ConfigError("shards, address: concern workers on a cluster; give workers ≥ 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobConfig:
     """One run of ``cascade compress``.
 
@@ -165,6 +194,7 @@ class JobConfig:
     schedule: Annotated[ScheduleConfig, WrapValidator(keep_location)]
     data: Annotated[DataConfig, WrapValidator(keep_location)] = field(default_factory=DataConfig)
     train: LocatedTrain = field(default_factory=TrainConfig)
+    scoring: Annotated[ScoringConfig, WrapValidator(keep_location)] = field(default_factory=ScoringConfig)
     task: Task = "diagnosis"
     seed: int = 0
     threads: int | None = None

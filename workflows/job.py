@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ from cascade_ops.measure import latency, model_figures
 from cascade_ops.progress import Progress, silent
 from cascade_ops.results import CompressionReport, Evaluation, ModelFigures, RecoveryResult, StageResult
 from cascade_ops.schedule import CascadeSchedule
-from cascade_ops.scoring import Scores
+from cascade_ops.scoring import Scorer, Scores, score
 from cascade_ops.serde import from_jsonable, to_jsonable
 from cascade_ops.training import fit
-from workflows.config import JobConfig, differences
+from workflows.config import JobConfig, ScoringConfig, differences
 from workflows.examples import diagnose_examples
 from workflows.prepare import Prepared, build_dense, prepare_data
 from workflows.provenance import provenance
@@ -192,8 +193,18 @@ def step_names(schedule: CascadeSchedule) -> tuple[str, ...]:
 def _carry_out(job: Job) -> RunDir:
     with job.run.held():
         job.run.sweep()
-        _unfinished_steps(job)
+        with _cluster(job.config.scoring):
+            _unfinished_steps(job)
     return job.run
+
+
+def _cluster(config: ScoringConfig) -> AbstractContextManager[object]:
+    """One cluster for all stages, where there are workers."""
+    if config.workers == 0:
+        return nullcontext()
+    from workflows.scoring.cluster import connected
+
+    return connected(config.address, cpus=None if config.address else config.workers * config.threads)
 
 
 def _unfinished_steps(job: Job) -> None:
@@ -205,7 +216,10 @@ def _unfinished_steps(job: Job) -> None:
     dense = anatomy_of(dense_model)
     scores = None
     if not job.schedule.rescore:
-        scores = dense_scores(dense_model, job.schedule, job.prepared.data, seed=job.config.seed)
+        scorer = _scorer(job, job.run.step(DENSE))
+        scores = dense_scores(
+            dense_model, job.schedule, job.prepared.data, seed=job.config.seed, scorer=scorer
+        )
     for index, name in enumerate(names[1:]):
         if job.run.finished(name):
             result = from_jsonable(StageResult, job.run.result(name))
@@ -257,6 +271,7 @@ def _run_stage(
         dense=dense,
         seed=job.config.seed,
         scores=scores,
+        scorer=_scorer(job, job.run.step(names[index])),
         progress=job.progress,
     )
     with job.run.writing(name) as folder:
@@ -267,6 +282,15 @@ def _run_stage(
         f"{result.params:,} backbone parameters ({dense.backbone_params / result.params:.4g}×)"
     )
     return result
+
+
+def _scorer(job: Job, step: Path) -> Scorer:
+    """What scores the model that ``step`` has left: this process, or workers that read it from its files."""
+    if job.config.scoring.workers == 0:
+        return score
+    from workflows.scoring.job import cluster_scorer
+
+    return cluster_scorer(job.config.scoring, step / "model", device=job.config.device)
 
 
 def _told(evaluation: Evaluation) -> str:

@@ -191,7 +191,7 @@ def _tiles(report: ScoreReport) -> tuple[Tile, ...]:
             title="Peak memory of one worker",
             value=_memory(max(peaks)) if peaks else fmt.MISSING,
             detail=f"{_memory(sum(peaks))} in all workers",
-            note=f"mapped weights included; activations between shards took {used}",
+            note=f"activations between shards took {used}",
         ),
         Tile(
             title="Division",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cascade_ops.batches import length_of, sequential, subset
+from cascade_ops.batches import Batch, length_of, sequential, subset
 from cascade_ops.criteria import CRITERIA
 from cascade_ops.data.readers.base import sha256_of
 from cascade_ops.errors import DataError, UsageError
 from cascade_ops.files import written_whole
 from cascade_ops.models.classifier import SignalClassifierConfig
+from cascade_ops.scoring import Scorer, Scores
 from cascade_ops.shards import Layout, layout_of
 from cascade_ops.tasks import token_sequences
+from workflows.config import ScoringConfig
 from workflows.hub import locate
 from workflows.models import check_classes, model_folder, run_config
 from workflows.prepare import prepare_data, tokenizer_in, with_data
@@ -206,6 +208,26 @@ def default_threads() -> int:
     import os
 
     return max(1, (os.cpu_count() or 1) // 8)
+
+
+def cluster_scorer(config: ScoringConfig, folder: Path, *, device: str) -> Scorer:
+    """``cascade_ops.score`` for the model in ``folder``, carried out by workers that read it from there."""
+
+    def scorer(model: nn.Module, batches: Iterable[Batch], criteria: Sequence[str], *, seed: int) -> Scores:
+        request = make_request(
+            layout_of(folder.resolve()),
+            [{name: tensor.cpu() for name, tensor in batch.items()} for batch in batches],
+            criteria,
+            device=device,
+            threads=config.threads,
+            seed=seed,
+        )
+        wish = Wish(
+            shards=config.shards, workers=config.workers, threads=config.threads, gpu=device == "cuda"
+        )
+        return score_sharded(request, wish, address=config.address).scores
+
+    return scorer
 
 
 def _report(model: str, request: Request, calibration: Calibration, found: ShardedScores) -> ScoreReport:
