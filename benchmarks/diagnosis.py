@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from page import rewrite
 from scipy import stats
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "diagnosis.jsonl"
-PAGE = ROOT / "docs" / "benchmarks.md"
 REGIMES = ((13.8, 600), (40.0, 600), (13.8, 60))
 """(backbone compression, recovery steps)."""
 
@@ -219,17 +219,6 @@ def percent(values: list[float], *, sign: bool = False) -> str:
     return f"{shown:{'+' if sign else ''}.1f} ± {100 * half:.1f}"
 
 
-def rewrite(page: Path, mark: str, text: str) -> None:
-    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->``."""
-    old = page.read_text()
-    start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    before, _, rest = old.partition(start)
-    _, found, after = rest.partition(end)
-    if not found:
-        sys.exit(f"{page}: expected the marks {start} and {end}")
-    page.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -262,7 +251,7 @@ def main() -> None:
             figures = ", ".join(f"{row['method']} {row['regime']} {row['accuracy']:.3f}" for row in fresh)
             print(f"{one[0]} seed {one[1]}: {figures}; {len(pending)} left", file=sys.stderr, flush=True)
     text = tables([row for row in rows if row["setting"] in SETTINGS])
-    rewrite(PAGE, "diagnosis", text)
+    rewrite("diagnosis", text)
     print(text)
 
 

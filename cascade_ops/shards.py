@@ -7,12 +7,12 @@ last one the final norm and the head. Nobody ever holds the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of, base_of, blocks_of, family_of
@@ -196,23 +196,36 @@ def load_shard(
 ) -> Piece:
     """A shard with its weights.
 
-    Parameters that belong elsewhere are NaN without memory of their own: whatever used one would show.
-
     Args:
         dtype: of the weights; as stored by default.
 
     Raises:
         CheckpointError: a file has become unreadable.
     """
+    return assembled(
+        layout, shard, read_tensors(layout.stored, layout.names(shard)), dtype=dtype, device=device
+    )
+
+
+def assembled(
+    layout: Layout,
+    shard: Shard,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Piece:
+    """A shard from tensors that have been read, under their names in the whole model.
+
+    Parameters that belong elsewhere are NaN without memory of their own: whatever used one would show.
+    """
     model = meta_model(layout.config)
     if shard.depth < shard.layers:
         prune(model, PruningPlan.from_keep(Granularity.LAYER, [list(range(shard.first, shard.stop))]))
     dtype = dtype or layout.dtype
-    names = set(layout.names(shard))
-    read = read_tensors(layout.stored, names)
     blocks = _block_prefix(model)
     weights = {
-        _local(name, blocks, shard): tensor.to(device=device, dtype=dtype) for name, tensor in read.items()
+        _local(name, blocks, shard): tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()
     }
     nowhere = torch.full((), torch.nan, dtype=dtype, device=device)
     for name, expected in model.state_dict().items():

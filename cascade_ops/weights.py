@@ -156,12 +156,3 @@ def _read(tensor: StoredTensor) -> Tensor:
     except OSError as error:
         raise _incomplete(tensor.file, error) from error
     return values
-
-
-def advise(stored: Iterable[StoredTensor]) -> None:
-    """Tell the system that these tensors will be read soon, so that it fetches them in the background."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for tensor in stored:
-        with tensor.file.open("rb") as stream:
-            os.posix_fadvise(stream.fileno(), tensor.offset, tensor.nbytes, os.POSIX_FADV_WILLNEED)

@@ -29,7 +29,7 @@ def score(
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 128,
     length: Annotated[int, typer.Option(help="Tokens of each (texts).")] = 128,
     batch: Annotated[
-        int | None, typer.Option(help="Samples of a micro-batch. [default: ≈ 1,024 tokens]")
+        int | None, typer.Option(help="Samples of a micro-batch. [default: ≈ 256 tokens]")
     ] = None,
     shards: Annotated[
         int | None, typer.Option(help="Parts of the model. [default: the fewest that fit]")

@@ -6,11 +6,11 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from cascade_ops.errors import CascadeError, UsageError
 from workflows.scoring.plan import Item
@@ -69,6 +69,30 @@ def _nodes() -> tuple[Node, ...]:
         for node in ray.nodes()
         if node["Alive"]
     )
+
+
+def with_device_memory(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The nodes that have GPUs, with their GPUs' free memory in the place of their own.
+
+    Raises:
+        WorkersLostError: a GPU cannot be asked.
+    """
+    probe = ray.remote(num_gpus=1, num_cpus=0, max_retries=0)(_free_device_memory)
+    equipped = [node for node in nodes if node.gpus]
+    try:
+        if not equipped:
+            return ()
+        free = ray.get(probe.remote(), timeout=START_TIMEOUT)
+    except (GetTimeoutError, RayError) as error:
+        raise WorkersLostError(f"no GPU answers: {first_line(error)}") from None
+    return tuple(replace(node, memory=free * node.gpus) for node in equipped)
+
+
+def _free_device_memory() -> int:
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    return int(free)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

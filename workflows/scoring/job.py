@@ -41,8 +41,8 @@ from workflows.scoring.sizing import Wish
 
 RANDOM = "random"
 """Calibration tokens drawn uniformly: for measuring time and memory on models that have no tokenizer."""
-MICRO_BATCH = 1024
-"""Positions of a micro-batch by default: enough for full speed, little enough to keep memory low."""
+MICRO_BATCH = 256
+"""Positions of a micro-batch by default: nearly full speed, little memory, and enough of them to keep workers busy."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -12,7 +12,15 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 
 from cascade_ops.scoring import Scores
 from cascade_ops.shards import Shard
-from workflows.scoring.cluster import START_TIMEOUT, Crew, Worker, WorkersLostError, connected, first_line
+from workflows.scoring.cluster import (
+    START_TIMEOUT,
+    Crew,
+    Worker,
+    WorkersLostError,
+    connected,
+    first_line,
+    with_device_memory,
+)
 from workflows.scoring.driver import (
     Clock,
     Ledger,
@@ -25,7 +33,7 @@ from workflows.scoring.driver import (
 )
 from workflows.scoring.plan import GRADIENT, HIDDEN, Boundary, Item, Phase, Sweep, shards_of
 from workflows.scoring.record import WorkerRecord
-from workflows.scoring.sizing import Sizing, Wish, memory_needed, size_up
+from workflows.scoring.sizing import INTERPRETER, Sizing, Wish, memory_needed, size_up
 
 QUEUE = 2
 """Items given to a worker at once: the next one's inputs travel while it works on the first."""
@@ -56,7 +64,8 @@ def score_sharded(
     boundaries = request.tokens * request.layout.anatomy.hidden_size * request.orders.dtype.itemsize
     store = min(MOST_STORE, int(boundaries * len(request.layout.blocks) * STORE_SHARE))
     with connected(address, object_store=store) as nodes:
-        sizing = size_up(request.layout, nodes, wish, lambda shard: _need(request, shard))
+        room = with_device_memory(nodes) if wish.gpu else nodes
+        sizing = size_up(request.layout, room, wish, lambda shard: _need(request, shard))
         return _Sweeping(request=request, sizing=sizing, wish=wish, watch=watch).run()
 
 
@@ -96,8 +105,9 @@ class _Sweeping:
             in_flight=sizing.in_flight,
         )
         resources = {"num_cpus": request.orders.threads, "memory": sizing.need}
-        if self.wish.gpu:
-            resources["num_gpus"] = 1
+        if self.wish.gpu:  # what the sizing needs is on the device; weights pass through the node's memory
+            weights = max(map(request.layout.nbytes, sizing.shards))
+            resources |= {"num_gpus": 1, "memory": INTERPRETER + weights}
         shared = tuple(map(ray.put, (request.layout, sizing.shards, request.orders)))
         self.crew = Crew(arguments=shared, resources=resources, most_lost=3 * sizing.workers + 3)
 

@@ -128,7 +128,10 @@ def memory_needed(layout: Layout, shard: Shard, *, tokens: int, dtype: torch.dty
     Args:
         tokens: of a micro-batch.
     """
-    weights = layout.nbytes(shard) * dtype.itemsize // layout.dtype.itemsize
+    stored = layout.nbytes(shard)
+    weights = stored * dtype.itemsize // layout.dtype.itemsize + (
+        0 if shard.depth == shard.layers else stored
+    )
     layers = layout.anatomy.layers[shard.first : shard.stop]
     hidden, gated = layout.anatomy.hidden_size, layout.anatomy.gated
     transient = max(_block(layer, hidden, gated, dtype.itemsize) for layer in layers)

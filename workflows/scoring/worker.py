@@ -1,4 +1,4 @@
-"""A worker: one shard in memory at a time, read from its files, and what is computed on it."""
+"""A worker: one shard in memory at a time (and the next one being read), and what is computed on it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from cascade_ops.errors import CascadeError
 from cascade_ops.scoring import check_statistics, needs_of, scores_from
-from cascade_ops.shards import Layout, Piece, Shard, load_shard
+from cascade_ops.shards import Layout, Piece, Shard, assembled
 from cascade_ops.statistics import Need, Statistics
 from cascade_ops.sweep import GRADIENT, backward, forward
-from cascade_ops.weights import advise
+from cascade_ops.weights import read_tensors
 
 Packed = tuple[np.ndarray, str]
 """A tensor as an array and the name of its type: numpy knows no bfloat16."""
@@ -41,11 +42,10 @@ class Orders:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """Who a worker is, once it has started. ``free_device`` is its GPU's memory, in bytes; None on a CPU."""
+    """Who a worker is, once it has started."""
 
     node: str
     pid: int
-    free_device: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +69,14 @@ class ShardWorker:
         torch.use_deterministic_algorithms(True, warn_only=True)
         self._layout, self._shards, self._orders = layout, shards, orders
         self._loaded: tuple[int, Piece] | None = None
+        self._coming: tuple[int, Future[dict[str, Tensor]]] | None = None
+        self._reader = ThreadPoolExecutor(max_workers=1)
 
     def card(self) -> Card:
         """Answers when the worker has started."""
         import ray
 
-        free = torch.cuda.mem_get_info()[0] if self._orders.device == "cuda" else None
-        return Card(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), free_device=free)
+        return Card(node=ray.get_runtime_context().get_node_id(), pid=os.getpid())
 
     def forward(
         self, index: int, following: int | None, batch: Mapping[str, Tensor], hidden: Packed | None
@@ -116,15 +117,28 @@ class ShardWorker:
         return self._receipt(scores, began)
 
     def _piece(self, index: int, following: int | None) -> Piece:
+        """The shard, loaded if need be; meanwhile the next one is read."""
         if self._loaded is None or self._loaded[0] != index:
-            self._loaded = None  # before the next is loaded: one shard at a time
+            self._loaded = None  # before the next is there
             gc.collect()
-            shard, orders = self._shards[index], self._orders
-            self._loaded = index, load_shard(self._layout, shard, dtype=orders.dtype, device=orders.device)
+            tensors, orders = self._read(index), self._orders
+            shard = self._shards[index]
+            self._loaded = (
+                index,
+                assembled(self._layout, shard, tensors, dtype=orders.dtype, device=orders.device),
+            )
             if following is not None:
-                names = self._layout.names(self._shards[following])
-                advise(self._layout.stored[name] for name in names)
+                self._coming = following, self._reader.submit(self._tensors, following)
         return self._loaded[1]
+
+    def _read(self, index: int) -> dict[str, Tensor]:
+        coming, self._coming = self._coming, None
+        if coming is not None and coming[0] == index:
+            return coming[1].result()
+        return self._tensors(index)
+
+    def _tensors(self, index: int) -> dict[str, Tensor]:
+        return read_tensors(self._layout.stored, self._layout.names(self._shards[index]))
 
     def _check(self, index: int, piece: Piece, statistics: Statistics, needs: frozenset[Need]) -> None:
         try:
@@ -144,7 +158,7 @@ class ShardWorker:
         return torch.from_numpy(data.copy()).view(getattr(torch, kind)).to(self._orders.device)
 
     def _receipt(self, found: Any, began: float) -> Receipt:
-        now, peak = memory()
+        now, peak = memory(self._orders.device)
         return Receipt(found=found, seconds=time.perf_counter() - began, memory=now, peak=peak)
 
 
@@ -159,8 +173,10 @@ def _on_cpu(statistics: Statistics) -> Statistics:
     return Statistics(samples=statistics.samples, tokens=statistics.tokens, sums=sums)
 
 
-def memory() -> tuple[int, int]:
-    """This process's resident memory in bytes: now, and at its peak."""
+def memory(device: str = "cpu") -> tuple[int, int]:
+    """This process's memory in bytes, now and at its peak: resident, or allocated on the GPU."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
     try:
         with open("/proc/self/status") as status:
             lines = dict(line.split(":", 1) for line in status)
