@@ -21,6 +21,9 @@ from workflows.config import JobConfig
 from workflows.hub import CONFIG_ONLY, TOKENIZER, locate
 
 
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """The data of a run.
@@ -129,6 +132,8 @@ def tokenizer_of(config: JobConfig) -> Any:
 
 def tokenizer_in(folder: Path) -> Any:
     """The tokenizer in a model folder. Raises UsageError."""
+    if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make up an empty one
+        raise UsageError(f"{folder}: expected a tokenizer, found none of {', '.join(VOCABULARIES)}")
     try:
         return _padded(AutoTokenizer.from_pretrained(folder))
     except (OSError, ValueError) as error:

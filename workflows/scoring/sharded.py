@@ -155,7 +155,9 @@ class _Sweeping:
                 if len(worker.queue) > length:
                     continue
                 mine = shards_of(rank, len(live), self.sweep.shards)
-                item = self.sweep.next_for(mine, worker.current)
+                # Looking ahead to another shard would put it between this one's last micro-batch and its scores.
+                offered = mine & {worker.current} if worker.queue else mine
+                item = self.sweep.next_for(offered, worker.current)
                 if item is not None:
                     self._send(worker, item, batches, mine)
 
