@@ -207,7 +207,7 @@ def read_records(folder: Path) -> ScoreReport:
     document.pop("table", None)
     try:
         return replace(from_jsonable(ScoreReport, document), scores=_scores_of(table))
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         raise CheckpointError(
             f"{folder}: incomplete or corrupt ({error}). Run cascade score again."
         ) from None
