@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -77,7 +78,7 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     Non-persistent buffers (rotary frequencies) are real, so that weights can be assigned to it.
     """
     config = copy.deepcopy(config)
-    with init_empty_weights(include_buffers=False):
+    with _unfilled(), init_empty_weights(include_buffers=False):
         model: PreTrainedModel = _model_class(config)(config)
     model.tie_weights()  # building on meta separates tied parameters
     base = base_of(model)
@@ -86,6 +87,18 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
         _shape_like(model, record)
     model.eval()
     return model
+
+
+@contextmanager
+def _unfilled() -> Iterator[None]:
+    """Parameters are allocated for a moment before they become empty; deterministic mode would fill each of them."""
+    flags: Any = torch.utils.deterministic  # a module whose attributes are properties
+    before = flags.fill_uninitialized_memory
+    flags.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        flags.fill_uninitialized_memory = before
 
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

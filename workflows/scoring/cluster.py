@@ -46,7 +46,7 @@ def connected(
         if address is None:
             store = max(LEAST_STORE, object_store)
             quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
-            ray.init(num_cpus=cpus, object_store_memory=store, logging_level=logging.ERROR, **quiet)
+            ray.init("local", num_cpus=cpus, object_store_memory=store, logging_level=logging.ERROR, **quiet)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:

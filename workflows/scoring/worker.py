@@ -67,6 +67,8 @@ class ShardWorker:
     def __init__(self, layout: Layout, shards: tuple[Shard, ...], orders: Orders) -> None:
         torch.set_num_threads(orders.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        flags: Any = torch.utils.deterministic  # a module whose attributes are properties
+        flags.fill_uninitialized_memory = False  # files are about to be read into it
         self._layout, self._shards, self._orders = layout, shards, orders
         self._loaded: tuple[int, Piece] | None = None
         self._coming: tuple[int, Future[dict[str, Tensor]]] | None = None
