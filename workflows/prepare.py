@@ -20,7 +20,6 @@ from cascade_ops.tasks import TaskData, diagnosis_data, lm_data
 from workflows.config import JobConfig
 from workflows.hub import CONFIG_ONLY, TOKENIZER, locate
 
-
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 

@@ -27,8 +27,6 @@ from workflows.scoring.sizing import ClusterTooSmallError, Wish
 
 pytestmark = [
     pytest.mark.slow,
-    # Ray leaves sockets and log files of its processes to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.usefixtures("no_orphans"),
 ]
 
