@@ -19,9 +19,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from cascade_ops.errors import CheckpointError
 from cascade_ops.files import written_whole
 from cascade_ops.surgery import meta_model
-from cascade_ops.weights import StoredTensor, read_tensors, stored_tensors
+from cascade_ops.weights import FLOATS, StoredTensor, read_tensors, stored_tensors
 
-RECOMPUTED = r"rotary_emb\.inv_freq|(^|\.)position_ids$"
+RECOMPUTED = r"rotary_emb\.inv_freq|(^|\.)position_ids$|\.masked_bias$"
 """Buffers that older checkpoints store and models now compute."""
 
 
@@ -70,7 +70,7 @@ def stored_as(model: PreTrainedModel, stored: dict[str, StoredTensor], path: Pat
     A folder saved from the backbone alone (or with its prefix) is understood, as transformers does.
 
     Raises:
-        CheckpointError: one is missing, unexpected, or of another shape.
+        CheckpointError: one is missing, unexpected, of another shape, or not of a floating-point type.
     """
     expected, prefix = model.state_dict(), f"{model.base_model_prefix}."
     ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), RECOMPUTED]
@@ -99,6 +99,13 @@ def stored_as(model: PreTrainedModel, stored: dict[str, StoredTensor], path: Pat
         raise CheckpointError(
             f"{path}: {len(wrong)} tensors do not have the shape that config.json says; {name}: expected "
             f"{tuple(expected[name].shape)}, found {named[name].shape}. Config and weights are from different runs."
+        )
+    quantised = [n for n, t in named.items() if expected[n].is_floating_point() and t.kind not in FLOATS]
+    if quantised:
+        name = quantised[0]
+        raise CheckpointError(
+            f"{path}: {name} has type {named[name].kind}; expected one of {', '.join(FLOATS)}. "
+            "De-quantise the model first."
         )
     return named
 

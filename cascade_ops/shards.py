@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of, base_of, blocks_of, family_of
 from cascade_ops.checkpoint import read_config, stored_as
-from cascade_ops.errors import CheckpointError, UsageError
+from cascade_ops.errors import UsageError
 from cascade_ops.granularity import Granularity
 from cascade_ops.plan import PruningPlan
 from cascade_ops.surgery import meta_model, prune
@@ -104,7 +104,7 @@ def layout_of(path: Path) -> Layout:
         path=path,
         config=config,
         anatomy=anatomy_of(model),
-        dtype=_common_type(path, stored),
+        dtype=_common_type(stored),
         stored=stored,
         embedding=embedding,
         blocks=blocks,
@@ -133,16 +133,12 @@ def _places(
     return tuple(map(tuple, blocks)), tuple(embedding), tuple(head)
 
 
-def _common_type(path: Path, stored: dict[str, StoredTensor]) -> torch.dtype:
-    """The type of most weights, to which the others are converted. Raises CheckpointError."""
-    weight: dict[str, int] = {}
-    for name, tensor in stored.items():
-        if tensor.kind not in FLOATS:
-            raise CheckpointError(
-                f"{path}: {name} has type {tensor.kind}; expected one of {', '.join(FLOATS)}. "
-                "De-quantise the model first."
-            )
-        weight[tensor.kind] = weight.get(tensor.kind, 0) + tensor.nbytes
+def _common_type(stored: dict[str, StoredTensor]) -> torch.dtype:
+    """The floating-point type of most weights, to which the others are converted."""
+    weight = dict.fromkeys(FLOATS, 0)
+    for tensor in stored.values():
+        if tensor.kind in weight:
+            weight[tensor.kind] += tensor.nbytes
     return FLOATS[max(weight, key=lambda kind: weight[kind])]
 
 

@@ -8,6 +8,7 @@ weighs, and let any tensor be read by itself.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -112,14 +113,13 @@ def _header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _stored(file: Path, name: str, start: int, entry: Mapping[str, Any]) -> StoredTensor:
-    first, last = entry["data_offsets"]
+    first, last = map(int, entry["data_offsets"])
+    kind, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+    size = math.prod(shape) * KINDS[kind].itemsize if kind in KINDS else last - first
+    if not 0 <= first <= last or last - first != size:
+        raise ValueError(f"{name}: {kind} {shape} in bytes {first} to {last}")
     return StoredTensor(
-        file=file,
-        name=name,
-        kind=str(entry["dtype"]),
-        shape=tuple(int(n) for n in entry["shape"]),
-        offset=start + int(first),
-        nbytes=int(last) - int(first),
+        file=file, name=name, kind=kind, shape=shape, offset=start + first, nbytes=last - first
     )
 
 

@@ -71,9 +71,9 @@ def size_up(layout: Layout, nodes: Sequence[Node], wish: Wish, need: Callable[[S
     depth = len(layout.blocks)
     counts = [wish.shards] if wish.shards is not None else range(1, depth + 1)
     slots = [_slots(node, wish) for node in nodes]
-    most = min(sum(slots), wish.workers or sum(slots))
-    if most == 0:
-        raise ClusterTooSmallError(_no_slot(nodes, wish))
+    if sum(slots) == 0 or (wish.workers or 0) > sum(slots):
+        raise ClusterTooSmallError(_no_slot(nodes, wish, sum(slots)))
+    most = wish.workers or sum(slots)
     wanted = range(most, 0, -1) if wish.workers is None else [most]
     needs: dict[int, int] = {}
     for workers in wanted:
@@ -87,8 +87,8 @@ def size_up(layout: Layout, nodes: Sequence[Node], wish: Wish, need: Callable[[S
                 )
     count, least = min(needs.items(), key=lambda pair: pair[1])
     raise ClusterTooSmallError(
-        f"no worker can hold a shard: with {count} shards it needs {least / GIB:.2f} GiB, and the node with the "
-        f"most memory offers {_room(nodes, slots, wanted[-1]) / GIB:.2f} GiB for each worker. "
+        f"no worker can hold a shard: with {count} shards it needs {least / GIB:.2f} GiB, and the nodes "
+        f"have {_room(nodes, slots, wanted[-1]) / GIB:.2f} GiB for each of {wanted[-1]} workers. "
         f"{'Give more --shards' if wish.shards is not None and wish.shards < depth else 'Give a smaller --batch'}, "
         "fewer --workers, or larger nodes."
     )
@@ -100,11 +100,12 @@ def _slots(node: Node, wish: Wish) -> int:
     return min(by_core, node.gpus) if wish.gpu else by_core
 
 
-def _no_slot(nodes: Sequence[Node], wish: Wish) -> str:
-    cores, gpus = max((n.cpus for n in nodes), default=0), sum(n.gpus for n in nodes)
-    if wish.gpu and gpus == 0:
+def _no_slot(nodes: Sequence[Node], wish: Wish, slots: int) -> str:
+    if wish.gpu and not any(node.gpus for node in nodes):
         return "no node has a GPU: choose --device cpu, or join a cluster that has some"
-    return f"no node can take a worker of {wish.threads} threads: the largest has {cores} cores. Give fewer --threads."
+    asked = f"{wish.workers or 1} workers of {wish.threads} threads{' and a GPU' if wish.gpu else ''} were asked for"
+    have = ", ".join(f"{n.name} {n.cpus} cores{f', {n.gpus} GPUs' if n.gpus else ''}" for n in nodes[:4])
+    return f"{asked}, the nodes can take {slots} ({have}). Give fewer --workers or --threads."
 
 
 def _room(nodes: Sequence[Node], slots: Sequence[int], workers: int) -> int:

@@ -137,6 +137,8 @@ class ShardWorker:
         coming, self._coming = self._coming, None
         if coming is not None and coming[0] == index:
             return coming[1].result()
+        if coming is not None:
+            coming[1].cancel()
         return self._tensors(index)
 
     def _tensors(self, index: int) -> dict[str, Tensor]:

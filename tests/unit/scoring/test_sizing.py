@@ -115,7 +115,9 @@ def test_wishes_that_cannot_be_met_are_refused(layout: Layout) -> None:
 
 
 def test_a_refusal_says_what_is_needed_and_what_there_is(layout: Layout) -> None:
-    with pytest.raises(ClusterTooSmallError, match=r"with 6 shards it needs 2\.00 GiB.* offers 1\.50 GiB"):
+    with pytest.raises(
+        ClusterTooSmallError, match=r"with 6 shards it needs 2\.00 GiB.* have 1\.50 GiB for each of 1 workers"
+    ):
         size_up(layout, [node(memory=1), node(memory=1.5)], Wish(), by_depth)
 
 
@@ -126,14 +128,25 @@ def test_a_model_of_one_block_is_not_told_to_take_more_shards(layout: Layout) ->
 
 
 def test_no_cores_and_no_gpu_are_told_apart(layout: Layout) -> None:
-    with pytest.raises(ClusterTooSmallError, match="worker of 8 threads: the largest has 4 cores"):
+    with pytest.raises(
+        ClusterTooSmallError, match=r"of 8 threads were asked for, the nodes can take 0 \(.*4 cores"
+    ):
         size_up(layout, [node(cpus=4), node(cpus=2)], Wish(threads=8), by_depth)
     with pytest.raises(ClusterTooSmallError, match="no node has a GPU"):
         size_up(layout, [node()], Wish(gpu=True), by_depth)
-    with pytest.raises(ClusterTooSmallError, match="the largest has 4 cores"):
+    with pytest.raises(
+        ClusterTooSmallError, match="of 8 threads and a GPU were asked for, the nodes can take 0"
+    ):
         size_up(layout, [node(cpus=4, gpus=1)], Wish(gpu=True, threads=8), by_depth)
-    with pytest.raises(ClusterTooSmallError, match="the largest has 0 cores"):
+    with pytest.raises(ClusterTooSmallError, match="the nodes can take 0"):
         size_up(layout, [], Wish(), by_depth)
+
+
+def test_more_workers_than_there_are_cores_for_are_refused(layout: Layout) -> None:
+    with pytest.raises(
+        ClusterTooSmallError, match="5 workers of 2 threads were asked for, the nodes can take 4"
+    ):
+        size_up(layout, [node(cpus=4), node(cpus=5)], Wish(workers=5, threads=2), by_depth)
 
 
 def rooms(nodes: list[Node], workers: int) -> list[int]:
