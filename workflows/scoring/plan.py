@@ -188,19 +188,27 @@ class Sweep:
     def _is_spent(self, boundary: Boundary) -> bool:
         return all(item in self.done for item in self._consumers(boundary))
 
-    def put_back(self, item: Item) -> None:
-        """An item did not finish: it can be given out again."""
+    def put_back(self, item: Item) -> list[Item]:
+        """An item did not finish: it can be given out again, once what it needs is there again.
+
+        Returns:
+            The items taken back for its sake.
+        """
         self.running.discard(item)
+        return [
+            taken for needed in self.inputs(item) if needed not in self.held for taken in self.lose(needed)
+        ]
 
     def lose(self, boundary: Boundary) -> list[Item]:
-        """A boundary's data is gone: what made it must be done again, and so on down to what is still held.
+        """A boundary's data is gone: what made it must be done again if anybody needs it, and so on down to what
+        is still held. An item that is running has its inputs.
 
         Returns:
             The items taken back.
         """
         self.held.discard(boundary)
         producer = self.producer(boundary)
-        if producer not in self.done:
+        if producer not in self.done or not any(self._open(item) for item in self._consumers(boundary)):
             return []
         self.done.discard(producer)
         self._count(producer, +1)

@@ -97,18 +97,10 @@ def assert_over(sweep: Sweep) -> None:
     assert sweep.complete
     assert not sweep.held
     assert not sweep.running
-    open_items = set(sweep.items()) - sweep.done
-    for item in open_items:  # taken back when those who needed it already had it: nobody waits for it
-        boundary = sweep.output(item)
-        assert boundary is not None
-        assert all(consumer in sweep.done | open_items for consumer in consumers(sweep, boundary))
-    assert +sweep.left_of_micro == Counter(item.micro for item in open_items)
-    assert +sweep.left_of_shard == Counter(item.shard for item in open_items)
+    assert sweep.done == set(sweep.items())
+    assert not +sweep.left_of_micro
+    assert not +sweep.left_of_shard
     assert min((*sweep.left_of_micro.values(), *sweep.left_of_shard.values()), default=0) == 0
-
-
-def consumers(sweep: Sweep, boundary: Boundary) -> list[Item]:
-    return [item for item in sweep.items() if boundary in sweep.inputs(item)]
 
 
 @settings(max_examples=150, deadline=None)
@@ -147,12 +139,11 @@ def test_every_sweep_ends_with_everything_done_and_nothing_held(
             case "lose" if sweep.held:
                 boundary = data.draw(st.sampled_from(sorted(sweep.held)))
                 taken = sweep.lose(boundary)
-                assert taken[0] == sweep.producer(boundary)
+                assert taken[:1] in ([], [sweep.producer(boundary)])
                 assert not set(taken) & sweep.done
                 assert boundary not in sweep.held
     assert_over(sweep)
     if not failures:
-        assert sweep.done == set(sweep.items())
         assert set(crew.given.values()) == {1}
 
 
