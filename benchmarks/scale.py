@@ -3,7 +3,7 @@
     python benchmarks/random_checkpoint.py FOLDER/gqa-swiglu gqa-swiglu       (12.5 GB each, seconds to minutes)
     python benchmarks/scale.py FOLDER gqa-swiglu:28 mha-gelu:30 …              (folder name : shards)
 
-Each run is ``cascade score`` with every criterion on two one-core workers. Four times a second the proportional
+Each run is ``cascade score`` with every criterion on two one-core workers. Twice a second the proportional
 set sizes (PSS: shared pages divided among those who share them) of all its processes are added up: the workers,
 the node's store (raylet), and everything with Ray's services and the driver. Results are appended to
 benchmarks/results/scale.jsonl; the table and plot in docs/ are rewritten.
@@ -56,7 +56,7 @@ def measure(folder: Path, shards: int, samples: int, length: int) -> dict[str, A
         while process.poll() is None:
             for name, value in usage(process.pid).items():
                 peaks[name] = max(peaks[name], value)
-            time.sleep(0.25)
+            time.sleep(0.5)
         if process.returncode:
             sys.exit(f"{folder}: cascade score failed")
         report = json.loads((out / "score.json").read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -41,7 +40,6 @@ def connected(
     if ray.is_initialized():
         yield _nodes()
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address is None else "token")
     try:
         if address is None:
             store = max(LEAST_STORE, object_store)
