@@ -187,7 +187,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("runs", nargs="*", help="name:shards")
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=64)
     arguments = parser.parse_args()
     for run in arguments.runs:

@@ -15,8 +15,11 @@ def column_sums(
     x: Float[Tensor, "rows columns"], terms: Callable[[Tensor], tuple[Tensor, ...]]
 ) -> tuple[Float[Tensor, " columns"], ...]:
     """Sums over rows of each of the matrices that ``terms`` makes of ``x`` in float64."""
+    if x.dim() == 2 and x.stride(0) < x.stride(1):  # a transposed view: whole columns lie together
+        parts = [tuple(term.sum(dim=1) for term in terms(columns.double())) for columns in x.T.split(ROWS)]
+        return tuple(torch.cat(sums) for sums in zip(*parts, strict=True))
     chunks = [tuple(term.sum(dim=0) for term in terms(rows.double())) for rows in x.split(ROWS)]
-    return tuple(torch.stack(parts).sum(dim=0) for parts in zip(*chunks, strict=True))
+    return tuple(torch.stack(sums).sum(dim=0) for sums in zip(*chunks, strict=True))
 
 
 def column_dot(

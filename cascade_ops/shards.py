@@ -2,7 +2,7 @@
 
 A shard is what layer pruning leaves, so surgery builds it: the whole model on the meta device, cut down to
 the shard's blocks, and only their weights read from the files. The first shard also has the embedding, the
-last one the final norm and the head. Nobody ever holds the whole model.
+last one the final norm and the head. Nobody need hold the whole model.
 """
 
 from __future__ import annotations

@@ -98,13 +98,16 @@ def backward(
 
 def _backbone_inputs(model: nn.Module, batch: Batch, hidden: Tensor | None) -> dict[str, Any]:
     """What the backbone alone takes. Above the first shard only the shape of its input counts."""
-    inputs = {name: batch[name] for name in ("attention_mask",) if name in batch}
-    if hidden is not None:
-        return {**inputs, "inputs_embeds": hidden}
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "signal")}
     front_end = getattr(model, "front_end", None)
+    if hidden is not None:
+        inputs.pop("input_ids", None)
+        embedding: Any = base_of(model).get_input_embeddings()
+        width = embedding.weight.shape[1]  # OPT may project it to the hidden size
+        return {**inputs, "inputs_embeds": hidden.new_zeros(()).expand(*hidden.shape[:2], width)}
     if front_end is not None:
-        return {"inputs_embeds": front_end(batch["signal"])}
-    return {**inputs, "input_ids": batch["input_ids"]}
+        return {**inputs, "inputs_embeds": front_end(batch["signal"])}
+    return inputs
 
 
 class _Stop(Exception):

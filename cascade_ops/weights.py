@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def _incomplete(file: Path, reason: object) -> CheckpointError:
     return CheckpointError(f"{file}: not a complete safetensors file ({reason}); copy or train it again")
 
 
-def read_tensors(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> dict[str, Tensor]:
+def read_tensors(stored: Mapping[str, StoredTensor], names: Collection[str]) -> dict[str, Tensor]:
     """These tensors, and nothing else of their files.
 
     They are read, not mapped: pages that come in one by one as they are used are slow, and may go again.
@@ -135,7 +136,8 @@ def read_tensors(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> di
     Raises:
         CheckpointError: a file cannot be read, or has become shorter.
     """
-    return {name: _read(stored[name]) for name in names}
+    read = {tensor: _read(tensor) for tensor in {stored[name] for name in names}}  # tied tensors once
+    return {name: read[stored[name]] for name in names}
 
 
 def _read(tensor: StoredTensor) -> Tensor:
@@ -153,6 +155,10 @@ def _read(tensor: StoredTensor) -> Tensor:
                 if not count:
                     raise OSError(f"{len(target):,} bytes of {tensor.name} are missing")
                 target = target[count:]
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{tensor.file}: is not there on {platform.node()}. Every node must have the model at this path."
+        ) from None
     except OSError as error:
         raise _incomplete(tensor.file, error) from error
     return values

@@ -304,8 +304,9 @@ def dump(config: JobConfig) -> str:
 
 
 def differences(recorded: JobConfig, requested: JobConfig) -> list[str]:
-    """``key: recorded → requested`` for each leaf that differs; the output folder may."""
-    old, new = (_flat(to_jsonable(replace(config, out=None))) for config in (recorded, requested))
+    """``key: recorded → requested`` for each leaf that differs; the output folder and where scoring runs may."""
+    same = (replace(config, out=None, scoring=ScoringConfig()) for config in (recorded, requested))
+    old, new = (_flat(to_jsonable(config)) for config in same)
     return [
         f"{key}: {old.get(key)} → {new.get(key)}"
         for key in sorted(old.keys() | new.keys())

@@ -123,6 +123,7 @@ def resume(
                 f"{path}: was started with another configuration ({'; '.join(changed)}). "
                 "Resume it without changes, or start a new run."
             )
+        config = replace(config, scoring=requested.scoring)
     if run.complete:
         say(f"{path}: is complete already")
         return run

@@ -50,7 +50,7 @@ def score(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and data.")] = False,
 ) -> None:
-    """Score all layers, heads, KV groups and channels of a model in one sweep; nobody holds the whole model.
+    """Score all layers, heads, KV groups and channels of a model in one sweep; no worker need hold the whole model.
 
     Writes scores.parquet, score.json and report.html.
     """

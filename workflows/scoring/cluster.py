@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from cascade_ops.errors import CascadeError, UsageError
 from workflows.scoring.plan import Item
@@ -47,7 +47,7 @@ def connected(
             ray.init("local", num_cpus=cpus, object_store_memory=store, logging_level=logging.ERROR, **quiet)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (ConnectionError, ValueError, RuntimeError, OSError, RayError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{address or 'here'}: no Ray cluster answers: {reason}") from None
     try:
@@ -158,8 +158,10 @@ class Crew:
                 worker.card = ray.get(worker.starting, timeout=START_TIMEOUT)
             except GetTimeoutError:
                 raise WorkersLostError(self._no_room(START_TIMEOUT)) from None
-            except RayActorError as error:
-                raise WorkersLostError(f"a worker cannot start: {first_line(error)}") from None
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from None
+            except RayError as error:
+                raise WorkersLostError(f"a worker cannot start: {last_line(error)}") from None
 
     def _no_room(self, seconds: float) -> str:
         wanted = ", ".join(
@@ -180,6 +182,7 @@ class Crew:
         if worker.lost:
             return []
         worker.lost = True
+        ray.kill(worker.actor)  # it may only be out of reach, and would keep its cores and memory
         orphaned, worker.queue = worker.queue, []
         lost = sum(member.lost for member in self.members)
         if lost > self.most_lost:
@@ -202,5 +205,13 @@ class Crew:
 
 def first_line(error: Exception) -> str:
     """What a Ray error says, without its traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return _lines(error)[0]
+
+
+def last_line(error: Exception) -> str:
+    """What an error inside a worker says, at the end of its traceback."""
+    return _lines(error)[-1]
+
+
+def _lines(error: Exception) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -19,8 +19,10 @@ from workflows.scoring.plan import Boundary, Item, Phase, Sweep
 from workflows.scoring.record import ShardRecord, WorkerRecord
 from workflows.scoring.worker import Orders, Packed, Receipt, ShardWorker
 
-WEIGHT = {Phase.FORWARD: 1.0, Phase.BACKWARD: 3.0, Phase.SCORE: 0.0}
-"""Relative cost, for the time left: back is recomputation and two products instead of one."""
+WEIGHT = {Phase.FORWARD: 1.0, Phase.BACKWARD: 2.0, Phase.SCORE: 0.0}
+"""Relative cost, for the time left: back is recomputation and one more product."""
+LOOK_EVERY = 0.2
+"""Seconds between snapshots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,7 @@ class ShardedScores:
     tokens: int
     shards: tuple[ShardRecord, ...]
     workers: tuple[WorkerRecord, ...]
+    threads: int
     seconds: float
     object_store_bytes: int
 
@@ -206,6 +209,15 @@ class Clock:
     sweep: Sweep
     tokens: int
     began: float = field(default_factory=time.perf_counter)
+    looked: float = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time for another look; the last one is never left out."""
+        now = time.perf_counter()
+        if now - self.looked < LOOK_EVERY and not self.sweep.complete:
+            return False
+        self.looked = now
+        return True
 
     def snapshot(self, workers: tuple[WorkerView, ...]) -> Snapshot:
         sweep = self.sweep
@@ -262,7 +274,8 @@ def score_here(request: Request, *, shards: int = 1, watch: Watch = unwatched) -
         largest = max(largest, sum(packed[0].nbytes for packed in boundaries.values() if packed))
         for spent in sweep.finish(item):
             del boundaries[spent]
-        watch(clock.snapshot((WorkerView(name="here", node="", shard=current, memory=receipt.memory),)))
+        if clock.due():
+            watch(clock.snapshot((WorkerView(name="here", node="", shard=current, memory=receipt.memory),)))
     assert receipt is not None
     seconds = time.perf_counter() - clock.began
     record = WorkerRecord(
@@ -312,6 +325,7 @@ def finished(
         tokens=whole.tokens,
         shards=ledger.shard_records(request.layout, shards),
         workers=workers,
+        threads=request.orders.threads,
         seconds=seconds,
         object_store_bytes=object_store_bytes,
     )

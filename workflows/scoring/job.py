@@ -107,16 +107,16 @@ def run_scoring(model: str, options: ScoreOptions, out: Path, *, watch: Watch = 
         CascadeError: see the messages; nothing was written.
     """
     refuse_existing(out)
-    folder = locate(str(model_folder(Path(model)))).resolve()
+    folder = locate(str(model_folder(Path(model)))).absolute()
     layout = layout_of(folder)
     calibration = calibration_for(model, folder, layout, options)
     request, wish = _request(layout, calibration, options)
-    if options.workers == 0:
-        found = score_here(request, shards=options.shards or 1, watch=watch)
-    else:
-        found = score_sharded(request, wish, address=options.address, watch=watch)
-    report = _report(model, request, calibration, found)
-    with written_whole(out) as scratch:
+    with written_whole(out) as scratch:  # before the work: a place that cannot be written is found out now
+        if options.workers == 0:
+            found = score_here(request, shards=options.shards or 1, watch=watch)
+        else:
+            found = score_sharded(request, wish, address=options.address, watch=watch)
+        report = _report(model, request, calibration, found)
         write_records(report, scratch)
         (scratch / PAGE).write_text(render_scores(report), encoding="utf-8")
     return report
@@ -185,7 +185,6 @@ def _request(layout: Layout, calibration: Calibration, options: ScoreOptions) ->
     alone = options.workers == 0
     if device == "cuda" and alone and not torch.cuda.is_available():
         raise UsageError("--device cuda was asked for, but torch sees no CUDA device; use auto or cpu")
-    threads = options.threads or (torch.get_num_threads() if alone else default_threads())
     each = positions_of(calibration.batch, layout)
     size = options.batch or max(1, MICRO_BATCH // max(1, each))
     if length_of(calibration.batch) == 0:
@@ -196,18 +195,13 @@ def _request(layout: Layout, calibration: Calibration, options: ScoreOptions) ->
         options.criteria,
         dtype=DTYPES.get(options.dtype),
         device=device,
-        threads=threads,
+        threads=options.threads or torch.get_num_threads(),
         seed=options.seed,
     )
-    wish = Wish(shards=options.shards, workers=options.workers or None, threads=threads, gpu=device == "cuda")
+    wish = Wish(
+        shards=options.shards, workers=options.workers or None, threads=options.threads, gpu=device == "cuda"
+    )
     return request, wish
-
-
-def default_threads() -> int:
-    """Threads of a worker: one on small machines, an eighth of the cores on large ones."""
-    import os
-
-    return max(1, (os.cpu_count() or 1) // 8)
 
 
 def cluster_scorer(config: ScoringConfig, folder: Path, *, device: str) -> Scorer:
@@ -215,7 +209,7 @@ def cluster_scorer(config: ScoringConfig, folder: Path, *, device: str) -> Score
 
     def scorer(model: nn.Module, batches: Iterable[Batch], criteria: Sequence[str], *, seed: int) -> Scores:
         request = make_request(
-            layout_of(folder.resolve()),
+            layout_of(folder.absolute()),
             [{name: tensor.cpu() for name, tensor in batch.items()} for batch in batches],
             criteria,
             device=device,
@@ -246,7 +240,7 @@ def _report(model: str, request: Request, calibration: Calibration, found: Shard
         scores=scored_units(found.scores, anatomy),
         shards=found.shards,
         workers=found.workers,
-        threads=orders.threads,
+        threads=found.threads,
         dtype=str(orders.dtype).removeprefix("torch."),
         device=orders.device,
         seconds=found.seconds,
@@ -254,6 +248,6 @@ def _report(model: str, request: Request, calibration: Calibration, found: Shard
         object_store_bytes=found.object_store_bytes,
         data=calibration.description,
         provenance=provenance(
-            seed=orders.seed, threads=orders.threads, data_fingerprint=calibration.fingerprint
+            seed=orders.seed, threads=found.threads, data_fingerprint=calibration.fingerprint
         ),
     )

@@ -155,7 +155,8 @@ class Sweep:
         Args:
             current: the shard it has loaded (or will have, when what it was given before is done).
         """
-        ready = self.ready(shards)
+        here = self.ready({current} & set(shards)) if current is not None else []
+        ready = here or self.ready(shards)
         if not ready:
             return None
         item = min(

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+import torch
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from cascade_ops.scoring import Scores
 from cascade_ops.shards import Shard
@@ -33,7 +43,15 @@ from workflows.scoring.driver import (
 )
 from workflows.scoring.plan import GRADIENT, HIDDEN, Boundary, Item, Phase, Sweep, shards_of
 from workflows.scoring.record import WorkerRecord
-from workflows.scoring.sizing import INTERPRETER, Sizing, Wish, memory_needed, size_up
+from workflows.scoring.sizing import (
+    INTERPRETER,
+    ClusterTooSmallError,
+    Sizing,
+    Wish,
+    fitting_threads,
+    memory_needed,
+    size_up,
+)
 
 QUEUE = 2
 """Items given to a worker at once: the next one's inputs travel while it works on the first."""
@@ -44,7 +62,7 @@ TICK = 0.5
 STORE_SHARE = 1.25
 MOST_STORE = 2**30
 """A cluster started here gets no larger object store: what does not fit spills to disk."""
-GONE = (RayActorError, OutOfMemoryError, WorkerCrashedError)
+GONE = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError)
 
 
 def score_sharded(
@@ -64,6 +82,9 @@ def score_sharded(
     boundaries = request.tokens * request.layout.anatomy.hidden_size * request.orders.dtype.itemsize
     store = min(MOST_STORE, int(boundaries * len(request.layout.blocks) * STORE_SHARE))
     with connected(address, object_store=store) as nodes:
+        threads = wish.threads or fitting_threads(nodes)
+        wish = replace(wish, threads=threads)
+        request = replace(request, orders=replace(request.orders, threads=threads))
         room = with_device_memory(nodes) if wish.gpu else nodes
         sizing = size_up(request.layout, room, wish, lambda shard: _need(request, shard))
         return _Sweeping(request=request, sizing=sizing, wish=wish, watch=watch).run()
@@ -94,6 +115,7 @@ class _Sweeping:
     boundaries: dict[Boundary, Any] = field(default_factory=dict)
     running: dict[Any, tuple[Worker, Item, Any]] = field(default_factory=dict)
     deaths: Counter[Item] = field(default_factory=Counter)
+    refetched: Counter[Item] = field(default_factory=Counter)
     largest: int = 0
 
     def __post_init__(self) -> None:
@@ -135,7 +157,8 @@ class _Sweeping:
             alone_since = None if self.crew.live else alone_since or time.monotonic()
             if alone_since is not None and time.monotonic() - alone_since > START_TIMEOUT:
                 raise self.crew.no_one_in(START_TIMEOUT)
-            self.watch(clock.snapshot(self._views()))
+            if clock.due():
+                self.watch(clock.snapshot(self._views()))
         seconds = time.perf_counter() - clock.began
         return finished(
             self.request,
@@ -189,7 +212,14 @@ class _Sweeping:
             if isinstance(error.cause, ObjectLostError):
                 self._recompute(worker, item)
                 return
-            raise error.cause if isinstance(error.cause, Exception) else error from None
+            raise self._explained(error) from None
+        except OutOfDiskError:
+            raise WorkersLostError(
+                "a node's disk is full: boundary activations that the object store cannot hold spill there. Make room, "
+                "or give fewer --samples, fewer --shards or more --workers."
+            ) from None
+        except RayError as error:
+            raise WorkersLostError(f"the cluster failed: {first_line(error)}") from None
         worker.queue.remove(item)
         worker.items, worker.busy = worker.items + 1, worker.busy + receipt.seconds
         worker.memory, worker.peak = receipt.memory, receipt.peak
@@ -197,6 +227,15 @@ class _Sweeping:
         if item.phase is Phase.SCORE:
             self.parts[item.shard] = receipt.found
         self._keep(item, above)
+
+    def _explained(self, error: RayTaskError) -> Exception:
+        """What a worker raised, with advice where its GPU was too small."""
+        cause = error.cause
+        if isinstance(cause, torch.OutOfMemoryError):
+            return ClusterTooSmallError(
+                f"a GPU ran out of memory ({first_line(cause)}): give more --shards or a smaller --batch"
+            )
+        return cause if isinstance(cause, Exception) else error
 
     def _keep(self, item: Item, above: Any) -> None:
         output = self.sweep.output(item)
@@ -231,6 +270,12 @@ class _Sweeping:
     def _recompute(self, worker: Worker, item: Item) -> None:
         """An item's inputs went with their node: make them again."""
         worker.queue.remove(item)
+        self.refetched[item] += 1
+        if self.refetched[item] > self.crew.most_lost:
+            raise WorkersLostError(
+                f"the inputs of shard {item.shard} cannot be fetched: the nodes do not reach each other's object "
+                "stores. Open their ports to one another."
+            )
         self.sweep.put_back(item)
         for boundary in self.sweep.inputs(item):
             self.sweep.lose(boundary)

@@ -42,7 +42,7 @@ class Wish:
 
     shards: int | None = None
     workers: int | None = None
-    threads: int = 1
+    threads: int | None = 1
     gpu: bool = False
 
 
@@ -96,14 +96,15 @@ def size_up(layout: Layout, nodes: Sequence[Node], wish: Wish, need: Callable[[S
 
 def _slots(node: Node, wish: Wish) -> int:
     """Workers that a node's cores (and GPUs) can take."""
-    by_core = node.cpus // wish.threads
+    by_core = node.cpus // (wish.threads or 1)
     return min(by_core, node.gpus) if wish.gpu else by_core
 
 
 def _no_slot(nodes: Sequence[Node], wish: Wish, slots: int) -> str:
     if wish.gpu and not any(node.gpus for node in nodes):
         return "no node has a GPU: choose --device cpu, or join a cluster that has some"
-    asked = f"{wish.workers or 1} workers of {wish.threads} threads{' and a GPU' if wish.gpu else ''} were asked for"
+    each = f"{wish.threads or 1} threads{' and a GPU' if wish.gpu else ''}"
+    asked = f"{wish.workers or 1} workers of {each} were asked for"
     have = ", ".join(f"{n.name} {n.cpus} cores{f', {n.gpus} GPUs' if n.gpus else ''}" for n in nodes[:4])
     return f"{asked}, the nodes can take {slots} ({have}). Give fewer --workers or --threads."
 
@@ -123,6 +124,11 @@ def _window(shards: int, workers: int) -> int:
     return IN_FLIGHT * workers + shards if workers >= shards else 2**31
 
 
+def fitting_threads(nodes: Sequence[Node]) -> int:
+    """Threads of a worker: one on small nodes, an eighth of the cores of the smallest on large ones."""
+    return max(1, min((node.cpus for node in nodes if node.cpus), default=1) // 8)
+
+
 def memory_needed(layout: Layout, shard: Shard, *, tokens: int, dtype: torch.dtype, gradients: bool) -> int:
     """Bytes that a worker needs for a shard: libraries, weights, and activations of one micro-batch.
 
@@ -130,14 +136,14 @@ def memory_needed(layout: Layout, shard: Shard, *, tokens: int, dtype: torch.dty
         tokens: of a micro-batch.
     """
     stored = layout.nbytes(shard)
-    weights = stored * dtype.itemsize // layout.dtype.itemsize + (
-        0 if shard.depth == shard.layers else stored
-    )
+    weights = stored * dtype.itemsize // layout.dtype.itemsize
+    if shard.depth < shard.layers or dtype != layout.dtype:  # the next shard, or what is being converted
+        weights += stored
     layers = layout.anatomy.layers[shard.first : shard.stop]
     hidden, gated = layout.anatomy.hidden_size, layout.anatomy.gated
     transient = max(_block(layer, hidden, gated, dtype.itemsize) for layer in layers)
     graph = sum(_block(layer, hidden, gated, dtype.itemsize) for layer in layers) if gradients else 0
-    logits = 3 * 4 * _vocabulary(layout) if gradients and shard.is_last else 0
+    logits = 4 * 4 * _vocabulary(layout) if gradients and shard.is_last else 0
     return INTERPRETER + weights + tokens * (transient + graph + logits)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascade_ops.errors import CascadeError
+from cascade_ops.errors import CascadeError, CheckpointError
 from cascade_ops.scoring import check_statistics, needs_of, scores_from
-from cascade_ops.shards import Layout, Piece, Shard, assembled
+from cascade_ops.shards import Layout, Piece, Shard, assembled, layout_of
 from cascade_ops.statistics import Need, Statistics
 from cascade_ops.sweep import GRADIENT, backward, forward
 from cascade_ops.weights import read_tensors
@@ -75,7 +76,12 @@ class ShardWorker:
         self._reader = ThreadPoolExecutor(max_workers=1)
 
     def card(self) -> Card:
-        """Answers when the worker has started."""
+        """Answers when the worker has started. Raises CheckpointError where the node has another model, or none."""
+        if layout_of(self._layout.path).stored != self._layout.stored:
+            raise CheckpointError(
+                f"{self._layout.path}: holds another model on {platform.node()} than on the machine that asked. "
+                "Every node must have the same files."
+            )
         import ray
 
         return Card(node=ray.get_runtime_context().get_node_id(), pid=os.getpid())
