@@ -51,7 +51,9 @@ class PeerScores:
     score_seconds: float
 
 
-def torch_pruning_taylor(model: nn.Module, batch: Batch, *, heads: bool = True) -> PeerScores:
+def torch_pruning_taylor(
+    model: nn.Module, batch: Batch, *, heads: bool = True, micro: int | None = None
+) -> PeerScores:
     """``GroupTaylorImportance`` of Torch-Pruning 1.6.1 (github.com/VainF/Torch-Pruning; Fang et al. 2023,
     arXiv 2301.12900; Molchanov et al. 2019): the mean over a group's matrices of Σ|w·∂ℓ/∂w|, divided by the
     layer's mean.
@@ -59,7 +61,7 @@ def torch_pruning_taylor(model: nn.Module, batch: Batch, *, heads: bool = True) 
     The pruner is the package's own, as its examples for language models set it up, and is asked for what its
     ``step`` computes before it cuts; the group of the residual stream is built (the package does so by itself)
     but not scored. GPT-2 is scored on a copy made of ``nn.Linear`` (``plain_linears``); making the copy is
-    not timed.
+    not timed. ``micro``: samples at a time, the gradients accumulate; None: all at once.
 
     Raises:
         ValueError: the package cannot do it (see ``check_torch_pruning``), or left a layer out.
@@ -73,7 +75,7 @@ def torch_pruning_taylor(model: nn.Module, batch: Batch, *, heads: bool = True) 
         began = time.perf_counter()
         pruner = _pruner(plain, batch, spec, anatomy)
         built = time.perf_counter()
-        per_sample_loss(plain, batch).mean().backward()
+        _mean_gradient(plain, batch, micro)
         channel_of = _owners(blocks, [projection.path for projection in spec.mlp_inputs])
         heads_of = _owners(blocks, [projection.path for projection in spec.attention_inputs]) if heads else {}
         channel, kv_group = _group_scores(pruner, anatomy, channel_of, heads_of)
@@ -223,13 +225,15 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return module
 
 
-def llm_pruner_taylor(model: nn.Module, batch: Batch, *, mode: Mode = "param_first") -> PeerScores:
+def llm_pruner_taylor(
+    model: nn.Module, batch: Batch, *, mode: Mode = "param_first", micro: int | None = None
+) -> PeerScores:
     """LLM-Pruner's element-wise Taylor importance (Ma et al. 2023, arXiv 2305.11627, eqs. 3 to 5;
     github.com/horseee/LLM-Pruner), written anew: Σ|s| over a coupled group's weights (their ``sum`` grouping).
 
     With g the gradient of the mean loss and f = Σₙ gₙ²/N over samples, s = w·g for ``param_first`` and
     w·g − ½·w²·f for ``param_mix`` (their default), which runs backward once per sample and once more for all.
-    Where query heads share a KV head they form one group with it.
+    Where query heads share a KV head they form one group with it. ``micro`` as above.
 
     Raises:
         ValueError: no such mode.
@@ -241,7 +245,7 @@ def llm_pruner_taylor(model: nn.Module, batch: Batch, *, mode: Mode = "param_fir
     with weight_gradients(model):
         began = time.perf_counter()
         squares = _squared_gradients(model, batch) if mode == "param_mix" else {}
-        per_sample_loss(model, batch).mean().backward()
+        _mean_gradient(model, batch, micro)
 
         def salience(weight: Tensor) -> Tensor:
             assert weight.grad is not None
@@ -254,6 +258,13 @@ def llm_pruner_taylor(model: nn.Module, batch: Batch, *, mode: Mode = "param_fir
             channel = tuple(_channel_scores(spec, block, layer, salience) for block, layer in pairs)
         scored = time.perf_counter()
     return PeerScores(kv_group=kv_group, channel=channel, build_seconds=0.0, score_seconds=scored - began)
+
+
+def _mean_gradient(model: nn.Module, batch: Batch, micro: int | None) -> None:
+    samples = length_of(batch)
+    step = micro or samples
+    for start in range(0, samples, step):
+        (per_sample_loss(model, take(batch, slice(start, start + step))).sum() / samples).backward()
 
 
 def _squared_gradients(model: nn.Module, batch: Batch) -> dict[Tensor, Tensor]:

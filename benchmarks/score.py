@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from cascade_ops.batches import take
 from cascade_ops.checkpoint import save_pruned
 from cascade_ops.criteria import CRITERIA
 from cascade_ops.scoring import needs_of, score, scores_from
@@ -187,7 +188,10 @@ def gradients() -> list[dict[str, Any]]:
 
 
 def peers() -> list[dict[str, Any]]:
-    """Taylor importance of heads and channels, beside two projects' ways; each in a process of its own."""
+    """Taylor importance of heads and channels, beside two projects' ways; each in a process of its own.
+
+    All go through the same micro-batches of 128 tokens, the peers' gradients accumulating.
+    """
     rows = []
     for name in ("llama_mha", "gpt2"):
         mine = alone("ours", name)
@@ -239,16 +243,18 @@ def one_way(how: str, name: str) -> dict[str, float]:
     torch.manual_seed(0)
     model = {"llama_mha": llama_mha, "gpt2": gpt2}[name]().eval()
     batch = {"input_ids": torch.randint(0, model.config.vocab_size, (8, 64))}
+    micro = 2
     call: Callable[[], object]
     if how == "ours":
-        call = lambda: score(model, [batch], ("taylor",))  # noqa: E731
+        micros = [take(batch, slice(start, start + micro)) for start in range(0, 8, micro)]
+        call = lambda: score(model, micros, ("taylor",))  # noqa: E731
     else:
         import peers as theirs
 
         if how == "torch_pruning":
-            call = lambda: theirs.torch_pruning_taylor(model, batch)  # noqa: E731
+            call = lambda: theirs.torch_pruning_taylor(model, batch, micro=micro)  # noqa: E731
         else:
-            call = lambda: theirs.llm_pruner_taylor(model, batch, mode=how)  # noqa: E731
+            call = lambda: theirs.llm_pruner_taylor(model, batch, mode=how, micro=micro)  # noqa: E731
     before, _ = memory()
     seconds, peak = [], 0
     for _ in range(3):

@@ -103,6 +103,12 @@ def test_both_peers_see_the_same_groups(model: PreTrainedModel, batch: Batch) ->
         torch.testing.assert_close(normalised, sums / sums.mean(), rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_accumulate_over_micro_batches(model: PreTrainedModel, batch: Batch) -> None:
+    whole, parts = (peers.llm_pruner_taylor(model, batch, micro=micro) for micro in (None, 3))
+    for one, other in zip(whole.channel, parts.channel, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_query_heads_that_share_keys_are_one_group(batch: Batch) -> None:
     model = small("llama", kv_heads=2)
     found = peers.llm_pruner_taylor(model, batch)

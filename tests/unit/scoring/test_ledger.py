@@ -17,6 +17,7 @@ from cascade_ops.granularity import Granularity
 from cascade_ops.shards import layout_of
 from cascade_ops.statistics import Statistics
 from tests.factories import batch_for, classifier, gpt2, llama_like
+from workflows.scoring import driver
 from workflows.scoring.driver import Ledger, Request, Snapshot, make_request, score_here
 from workflows.scoring.plan import Item, Phase
 from workflows.scoring.worker import Receipt
@@ -108,8 +109,9 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> Request:
 
 @pytest.mark.parametrize("criteria", [("taylor", "wanda"), ("wanda",), ("magnitude",)])
 def test_progress_is_told_after_every_item_and_ends_at_one(
-    request_: Request, criteria: tuple[str, ...]
+    request_: Request, criteria: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(driver, "LOOK_EVERY", 0.0)
     request, seen = make_request(request_.layout, request_.batches, criteria), list[Snapshot]()
     found = score_here(request, shards=2, watch=seen.append)
     shares = [snapshot.share for snapshot in seen]
