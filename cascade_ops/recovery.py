@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 import peft
 import torch
@@ -15,11 +15,33 @@ from transformers.pytorch_utils import Conv1D
 from cascade_ops.anatomy import anatomy_of, blocks_of
 from cascade_ops.augment import Augment
 from cascade_ops.batches import Batch
+from cascade_ops.distillation import TeacherCache, numbered
+from cascade_ops.errors import ConfigError
 from cascade_ops.linear import in_features, linear, out_features
+from cascade_ops.loss import per_sample_loss
 from cascade_ops.progress import Progress, silent
 from cascade_ops.results import RecoveryResult
 from cascade_ops.schedule import Recovery
-from cascade_ops.training import TrainConfig, fit
+from cascade_ops.training import Engine, LossOf, TrainConfig, fit
+
+
+@runtime_checkable
+class Recoverer(Protocol):
+    """``recover``, or another way to the same weights."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        train: Batch,
+        recovery: Recovery,
+        *,
+        steps: int,
+        seed: int,
+        validation: Batch | None,
+        teacher: TeacherCache | None,
+        augment: Augment | None,
+        progress: Progress,
+    ) -> RecoveryResult: ...
 
 
 def recover(
@@ -29,31 +51,68 @@ def recover(
     *,
     steps: int,
     seed: int,
+    validation: Batch | None = None,
+    teacher: TeacherCache | None = None,
     augment: Augment | None = None,
+    engine: Callable[[nn.Module, TrainConfig], Engine] | None = None,
     progress: Progress = silent,
 ) -> RecoveryResult:
     """Mend a pruned model in place; plain weights remain (every adapter is merged).
 
-    ``steps`` is this stage's part of the budget; 0 returns at once.
+    Args:
+        steps: this stage's part of the budget; 0 returns at once.
+        validation: what early stopping looks at.
+        teacher: cached outputs to learn from, where ``recovery.distillation`` asks for it.
+        engine: makes what carries out the steps from the model with its adapters; plain torch by default.
     """
-    config = TrainConfig(
+    config = train_config(recovery, steps)
+    if steps == 0:
+        return RecoveryResult(
+            steps=0, batch_size=recovery.batch_size, trainable_params=0, losses=(), seconds=0.0
+        )
+    loss_of: LossOf = per_sample_loss
+    if recovery.distillation is not None:
+        if teacher is None:
+            raise ConfigError("distillation: needs a teacher's cached outputs")
+        train, loss_of = numbered(train), teacher.loss(recovery.distillation)
+    with torch.random.fork_rng(), trainable(model, recovery, seed):
+        return fit(
+            model,
+            train,
+            config,
+            seed=seed,
+            validation=validation,
+            loss_of=loss_of,
+            augment=augment,
+            engine=engine(model, config) if engine is not None else None,
+            progress=progress,
+            phase="recover",
+        )
+
+
+def train_config(recovery: Recovery, steps: int) -> TrainConfig:
+    """A stage's fit."""
+    return TrainConfig(
         steps=steps,
         batch_size=recovery.batch_size,
         learning_rate=recovery.learning_rate,
         warmup=recovery.warmup,
         weight_decay=recovery.weight_decay,
+        patience=recovery.patience,
+        check_every=recovery.check_every,
     )
-    if steps == 0:
-        return RecoveryResult(
-            steps=0, batch_size=recovery.batch_size, trainable_params=0, losses=(), seconds=0.0
-        )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # adapters' initial values
-        if recovery.method == "full":
-            model.requires_grad_(True)
-            return fit(model, train, config, seed=seed, augment=augment, progress=progress, phase="recover")
+
+
+@contextmanager
+def trainable(model: nn.Module, recovery: Recovery, seed: int) -> Iterator[None]:
+    """Within this context what the method trains requires gradients; plain weights remain afterwards."""
+    torch.manual_seed(seed)  # adapters' initial values
+    if recovery.method == "full":
+        model.requires_grad_(True)
+        yield
+    else:
         with adapted(model, recovery):
-            return fit(model, train, config, seed=seed, augment=augment, progress=progress, phase="recover")
+            yield
 
 
 @contextmanager

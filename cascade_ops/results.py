@@ -41,13 +41,19 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryResult:
-    """A recovery fit: its budget and its loss curve (one training loss per optimizer step)."""
+    """A recovery fit: its budget and its loss curve (one training loss per optimizer step).
+
+    ``steps`` were allowed; an early stop leaves fewer ``losses``. ``validation`` has (steps done, loss) of each
+    check. ``workers`` shared the work; 0: the job's own process.
+    """
 
     steps: int
     batch_size: int
     trainable_params: int
     losses: tuple[float, ...]
     seconds: float
+    validation: tuple[tuple[int, float], ...] = ()
+    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from cascade_ops.granularity import Granularity
 
 Allocation = Literal["uniform", "global"]
 RecoveryMethod = Literal["lora", "full"]
+Teacher = Literal["dense", "previous"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,37 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Distillation:
+    """What a pruned model learns from its teacher beside the labels.
+
+    Attributes:
+        teacher: ``dense``, the model before any cut, or ``previous``, the model before this stage's cut.
+        weight: α of ``(1 − α)·cross-entropy + α·T²·KL(teacher ‖ student)``, in (0, 1].
+        temperature: T > 0, which divides both models' logits.
+        hidden: weight of the mean squared distance, relative to the teacher's mean square, between the outputs
+            of blocks that both models have; 0 leaves it out.
+        top: classes or tokens of each position whose logits are cached, the most likely ones; the rest count
+            as one.
+    """
+
+    teacher: Teacher = "dense"
+    weight: float = 0.5
+    temperature: float = 2.0
+    hidden: float = 0.0
+    top: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight <= 1:
+            raise ConfigError(f"weight: must be in (0, 1], got {self.weight:g}")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature: must be > 0, got {self.temperature:g}")
+        if not self.hidden >= 0:
+            raise ConfigError(f"hidden: must be ≥ 0, got {self.hidden:g}")
+        if self.top < 1:
+            raise ConfigError(f"top: must be ≥ 1, got {self.top}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
     """The recovery budget and how it is spent. Steps are divided over the stages by their shares.
 
@@ -65,6 +97,12 @@ class Recovery:
         weight_decay: AdamW's, on matrices only.
         unfreeze: parts trained beside the low-rank updates: ``norms``, ``biases``, ``rest`` (all
             that is outside the backbone's blocks: front end, embeddings, head).
+        compensation: refit the output projections to the dense outputs in closed form when heads or channels
+            go (``cascade_ops.compensation``), before any training.
+        ridge: its λ, relative to the mean second moment of the kept columns.
+        distillation: learn from a teacher too; None: from the labels alone.
+        patience: stop a stage when so many checks in a row have not lowered the validation loss; None: never.
+        check_every: steps from one check to the next.
     """
 
     steps: int = 900
@@ -76,6 +114,11 @@ class Recovery:
     warmup: float = 0.05
     weight_decay: float = 0.01
     unfreeze: tuple[str, ...] = ("norms", "biases", "rest")
+    compensation: bool = False
+    ridge: float = 1e-2
+    distillation: Distillation | None = None
+    patience: int | None = None
+    check_every: int = 25
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -89,6 +132,12 @@ class Recovery:
         unknown = set(self.unfreeze) - {"norms", "biases", "rest"}
         if unknown:
             raise ConfigError(f"unfreeze: knows norms, biases and rest, got {sorted(unknown)}")
+        if not self.ridge > 0:
+            raise ConfigError(f"ridge: must be > 0, got {self.ridge:g}")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"patience: must be ≥ 1, got {self.patience}")
+        if self.check_every < 1:
+            raise ConfigError(f"check_every: must be ≥ 1, got {self.check_every}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
