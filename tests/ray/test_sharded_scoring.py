@@ -118,7 +118,9 @@ def test_a_cluster_that_is_too_small_is_refused_before_any_worker_starts(ask: Ca
     with pytest.raises(ClusterTooSmallError, match=r"needs [\d.]+ GiB, and the nodes have [\d.]+ GiB"):
         score_sharded(replace(request, batches=({"input_ids": endless},)), Wish())
     busy = replace(request, orders=replace(request.orders, threads=3))
-    with pytest.raises(ClusterTooSmallError, match="no node can take a worker of 3 threads"):
+    with pytest.raises(
+        ClusterTooSmallError, match="workers of 3 threads were asked for, the nodes can take 0"
+    ):
         score_sharded(busy, Wish(threads=3))
     assert len(state.actors()) == before
 
