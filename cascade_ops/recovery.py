@@ -54,7 +54,6 @@ def recover(
     validation: Batch | None = None,
     teacher: TeacherCache | None = None,
     augment: Augment | None = None,
-    engine: Callable[[nn.Module, TrainConfig], Engine] | None = None,
     progress: Progress = silent,
 ) -> RecoveryResult:
     """Mend a pruned model in place; plain weights remain (every adapter is merged).
@@ -63,31 +62,67 @@ def recover(
         steps: this stage's part of the budget; 0 returns at once.
         validation: what early stopping looks at.
         teacher: cached outputs to learn from, where ``recovery.distillation`` asks for it.
-        engine: makes what carries out the steps from the model with its adapters; plain torch by default.
+    """
+    if steps == 0:
+        return unmended(recovery)
+    with torch.random.fork_rng(), trainable(model, recovery, seed):
+        return recovery_fit(
+            model,
+            train,
+            recovery,
+            steps=steps,
+            seed=seed,
+            validation=validation,
+            teacher=teacher,
+            augment=augment,
+            progress=progress,
+        )
+
+
+def unmended(recovery: Recovery) -> RecoveryResult:
+    """The result of no step at all."""
+    return RecoveryResult(steps=0, batch_size=recovery.batch_size, trainable_params=0, losses=(), seconds=0.0)
+
+
+def recovery_fit(
+    model: nn.Module,
+    train: Batch,
+    recovery: Recovery,
+    *,
+    steps: int,
+    seed: int,
+    validation: Batch | None = None,
+    teacher: TeacherCache | None = None,
+    augment: Augment | None = None,
+    engine: Callable[[nn.Module, TrainConfig], Engine] | None = None,
+    progress: Progress = silent,
+) -> RecoveryResult:
+    """The fit of what ``prepare`` has made trainable.
+
+    Args:
+        engine: makes what carries out the steps; plain torch in this process by default.
+
+    Raises:
+        ConfigError: distillation without a teacher's outputs.
     """
     config = train_config(recovery, steps)
-    if steps == 0:
-        return RecoveryResult(
-            steps=0, batch_size=recovery.batch_size, trainable_params=0, losses=(), seconds=0.0
-        )
     loss_of: LossOf = per_sample_loss
     if recovery.distillation is not None:
         if teacher is None:
             raise ConfigError("distillation: needs a teacher's cached outputs")
         train, loss_of = numbered(train), teacher.loss(recovery.distillation)
-    with torch.random.fork_rng(), trainable(model, recovery, seed):
-        return fit(
-            model,
-            train,
-            config,
-            seed=seed,
-            validation=validation,
-            loss_of=loss_of,
-            augment=augment,
-            engine=engine(model, config) if engine is not None else None,
-            progress=progress,
-            phase="recover",
-        )
+    return fit(
+        model,
+        train,
+        config,
+        seed=seed,
+        validation=validation,
+        loss_of=loss_of,
+        augment=augment,
+        engine=engine(model, config) if engine is not None else None,
+        progress=progress,
+        phase="recover",
+    )
 
 
 def train_config(recovery: Recovery, steps: int) -> TrainConfig:
@@ -105,44 +140,53 @@ def train_config(recovery: Recovery, steps: int) -> TrainConfig:
 
 @contextmanager
 def trainable(model: nn.Module, recovery: Recovery, seed: int) -> Iterator[None]:
-    """Within this context what the method trains requires gradients; plain weights remain afterwards."""
-    torch.manual_seed(seed)  # adapters' initial values
+    """Within this context what the method trains requires gradients; on leaving, the adapters are merged exactly
+    and everything requires gradients."""
+    paths = prepare(model, recovery, seed)
+    try:
+        yield
+    finally:
+        merge(model, paths)
+
+
+def prepare(model: nn.Module, recovery: Recovery, seed: int) -> tuple[str, ...]:
+    """Make what the method trains require gradients, and nothing else.
+
+    For ``lora`` the backbone gets adapters (Hu et al. 2022, arXiv 2106.09685): ``W + (α/r)·BA``, A random by
+    ``seed``, B zero.
+
+    Returns:
+        Full paths of the adapted linear maps; ``merge`` wants them.
+    """
+    torch.manual_seed(seed)
     if recovery.method == "full":
         model.requires_grad_(True)
-        yield
-    else:
-        with adapted(model, recovery):
-            yield
-
-
-@contextmanager
-def adapted(model: nn.Module, recovery: Recovery) -> Iterator[None]:
-    """Within this context the backbone has LoRA adapters and only they (and what ``unfreeze`` names)
-    require gradients; on leaving, the adapters are merged exactly and everything requires gradients."""
+        return ()
     targets = lora_paths(model)
     ranks = {path: min(recovery.rank, _smaller_side(model, path)) for path in targets}
-    fan_in_fan_out = isinstance(model.get_submodule(targets[0]), Conv1D)
     config = peft.LoraConfig(
         r=recovery.rank,
         lora_alpha=recovery.alpha,  # type: ignore[arg-type]  # PEFT divides it; a float is fine
         target_modules=list(targets),
         rank_pattern={f"^{path}$": rank for path, rank in ranks.items()},
         alpha_pattern={f"^{path}$": recovery.alpha * rank / recovery.rank for path, rank in ranks.items()},
-        fan_in_fan_out=fan_in_fan_out,
+        fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
     )
     peft.inject_adapter_in_model(config, model)
     _unfreeze(model, recovery.unfreeze)
-    try:
-        yield
-    finally:
-        for path in targets:
-            layer = cast(BaseTunerLayer, model.get_submodule(path))
-            layer.merge()
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, layer.get_base_layer())
-        if hasattr(model, "peft_config"):
-            del model.peft_config
-        model.requires_grad_(True)
+    return targets
+
+
+def merge(model: nn.Module, paths: tuple[str, ...]) -> None:
+    """Merge the adapters at ``paths`` into their linear maps, and let everything require gradients."""
+    for path in paths:
+        layer = cast(BaseTunerLayer, model.get_submodule(path))
+        layer.merge()
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model.requires_grad_(True)
 
 
 def lora_paths(model: nn.Module) -> tuple[str, ...]:

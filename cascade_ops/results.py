@@ -44,7 +44,7 @@ class RecoveryResult:
     """A recovery fit: its budget and its loss curve (one training loss per optimizer step).
 
     ``steps`` were allowed; an early stop leaves fewer ``losses``. ``validation`` has (steps done, loss) of each
-    check. ``workers`` shared the work; 0: the job's own process.
+    check. ``workers`` shared the work (0: the job's own process); ``peak_bytes`` is the memory of the first.
     """
 
     steps: int
@@ -54,6 +54,7 @@ class RecoveryResult:
     seconds: float
     validation: tuple[tuple[int, float], ...] = ()
     workers: int = 0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from cascade_ops.errors import ConfigError, UnknownNameError
 from cascade_ops.schedule import CascadeSchedule, Recovery, Stage
 from cascade_ops.serde import to_jsonable
 from cascade_ops.training import TrainConfig
+from cascade_ops.zero import Zero
 from workflows.located import keep_location, located_message
 from workflows.overrides import apply_override
 
@@ -181,6 +182,33 @@ class ScoringConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveringConfig:
+    """Where recovery fits run: in the job's own process, or by DeepSpeed on a Ray cluster.
+
+    Attributes:
+        workers: processes that share each step's batch; 0 is the job's own process, without DeepSpeed.
+        zero: what DeepSpeed divides among them, and how.
+        threads: of each worker.
+        address: of a Ray cluster; None starts one here.
+    """
+
+    __pydantic_config__ = FORBID
+
+    workers: int = 0
+    zero: Annotated[Zero, WrapValidator(keep_location)] = field(default_factory=Zero)
+    threads: int = 1
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"workers: must be ≥ 0, got {self.workers}")
+        if self.threads < 1:
+            raise ConfigError(f"threads: must be ≥ 1, got {self.threads}")
+        if self.workers == 0 and (self.zero != Zero() or self.address is not None):
+            raise ConfigError("zero, address: concern workers on a cluster; give workers ≥ 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobConfig:
     """One run of ``cascade compress``.
 
@@ -195,6 +223,9 @@ class JobConfig:
     data: Annotated[DataConfig, WrapValidator(keep_location)] = field(default_factory=DataConfig)
     train: LocatedTrain = field(default_factory=TrainConfig)
     scoring: Annotated[ScoringConfig, WrapValidator(keep_location)] = field(default_factory=ScoringConfig)
+    recovering: Annotated[RecoveringConfig, WrapValidator(keep_location)] = field(
+        default_factory=RecoveringConfig
+    )
     task: Task = "diagnosis"
     seed: int = 0
     threads: int | None = None

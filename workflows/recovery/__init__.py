@@ -1,0 +1,1 @@
+"""Recovery fits on a Ray cluster."""
