@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -159,6 +159,18 @@ def fit(
         seconds=time.perf_counter() - began,
         validation=tuple(checks),
     )
+
+
+def deterministic(threads: int | None) -> None:
+    """The same bits each time: deterministic kernels, and ``threads`` of them where that is given.
+
+    Memory is not filled before use, as torch would in this mode: it makes bugs visible and allocation slow.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    flags: Any = torch.utils.deterministic  # a module whose attributes are properties
+    flags.fill_uninitialized_memory = False
 
 
 def _stalled(losses: list[float], patience: int) -> bool:

@@ -32,6 +32,8 @@ OURS = {
     "load_universal": "the job, which resumes by itself",
 }
 """Keys of a DeepSpeed document that would take over what the job decides, and what decides it."""
+BUCKETS = {"reduce_bucket_size": 2**24, "allgather_bucket_size": 2**24}
+"""Elements exchanged at once; DeepSpeed's own 5·10⁸ are 2 GB in float32, whatever the model's size."""
 TUNING = frozenset(
     {
         "activation_checkpointing", "aio", "comms_logger", "communication_data_type", "compile", "data_types",
@@ -100,7 +102,10 @@ def deepspeed_document(zero: Zero, fit: TrainConfig, workers: int) -> dict[str, 
         document["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
         if zero.stage == 3:
             document["zero_optimization"]["offload_param"] = {"device": "cpu"}
-    return document if zero.config is None else _merged(document, Path(zero.config))
+    if zero.config is not None:
+        document = _merged(document, Path(zero.config))
+    document["zero_optimization"] = BUCKETS | document["zero_optimization"]
+    return document
 
 
 def _merged(document: dict[str, Any], path: Path) -> dict[str, Any]:

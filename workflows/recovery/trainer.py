@@ -27,7 +27,7 @@ from cascade_ops.recovery import Recoverer, prepare, recovery_fit, train_config,
 from cascade_ops.results import RecoveryResult
 from cascade_ops.schedule import Recovery
 from cascade_ops.serde import from_jsonable, to_jsonable
-from cascade_ops.training import TrainConfig
+from cascade_ops.training import TrainConfig, deterministic
 from cascade_ops.zero import Zero, ZeroEngine, deepspeed_document, install
 from workflows.config import RecoveringConfig
 from workflows.recovery.board import Messages, shown
@@ -174,8 +174,7 @@ def _worker(config: dict[str, Any]) -> None:
     fit: Fit = config["fit"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(fit.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic(fit.threads)
     folder = Path(fit.folder)
     model = load_pruned(folder / "model")
     if torch.cuda.is_available():

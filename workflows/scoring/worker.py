@@ -20,6 +20,7 @@ from cascade_ops.scoring import check_statistics, needs_of, scores_from
 from cascade_ops.shards import Layout, Piece, Shard, assembled, layout_of
 from cascade_ops.statistics import Need, Statistics
 from cascade_ops.sweep import GRADIENT, backward, forward
+from cascade_ops.training import deterministic
 from cascade_ops.weights import read_tensors
 
 Packed = tuple[np.ndarray, str]
@@ -66,10 +67,7 @@ class ShardWorker:
     """Made into a Ray actor by the driver; works the same in the driver's own process."""
 
     def __init__(self, layout: Layout, shards: tuple[Shard, ...], orders: Orders) -> None:
-        torch.set_num_threads(orders.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        flags: Any = torch.utils.deterministic  # a module whose attributes are properties
-        flags.fill_uninitialized_memory = False  # files are about to be read into it
+        deterministic(orders.threads)
         self._layout, self._shards, self._orders = layout, shards, orders
         self._loaded: tuple[int, Piece] | None = None
         self._coming: tuple[int, Future[dict[str, Tensor]]] | None = None
