@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -11,13 +11,14 @@ from torch import nn
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
 from cascade_ops.batches import sequential
 from cascade_ops.criteria import CRITERIA
-from cascade_ops.errors import PlanError, UsageError
+from cascade_ops.distillation import TeacherCache
+from cascade_ops.errors import ConfigError, PlanError, UsageError
 from cascade_ops.evaluation import evaluate
 from cascade_ops.granularity import Granularity
 from cascade_ops.plan import PruningPlan
 from cascade_ops.planning import plan_ratio, plan_target
 from cascade_ops.progress import Progress, silent
-from cascade_ops.recovery import recover
+from cascade_ops.recovery import Recoverer, recover
 from cascade_ops.results import LayerScores, StageResult
 from cascade_ops.schedule import CascadeSchedule, Recovery, Stage
 from cascade_ops.scoring import ImportanceScores, Scorer, Scores, score
@@ -78,7 +79,9 @@ def validate_schedule(schedule: CascadeSchedule, anatomy: ModelAnatomy) -> None:
         UnknownNameError: no such criterion.
         UsageError: a criterion cannot score its stage's granularity, or one-shot scores cannot serve a stage.
         PlanError: a ratio or target that no plan meets.
+        ConfigError: low-rank updates of a higher rank than any matrix.
     """
+    check_recovery(schedule.recovery, anatomy)
     left = anatomy
     for index, stage in enumerate(schedule.stages):
         criterion = CRITERIA[stage.criterion]
@@ -98,6 +101,15 @@ def validate_schedule(schedule: CascadeSchedule, anatomy: ModelAnatomy) -> None:
             left = left.after(plan_stage(stage, _all_alike(stage, left), left, anatomy))
         except PlanError as error:
             raise PlanError(f"schedule.stages.{index}: {error}") from None
+
+
+def check_recovery(recovery: Recovery, anatomy: ModelAnatomy) -> None:
+    """Raises ConfigError where low-rank updates would not be of low rank."""
+    if recovery.method == "lora" and recovery.rank > anatomy.hidden_size:
+        raise ConfigError(
+            f"recovery.rank: {recovery.rank} exceeds the smaller side of every matrix (hidden size "
+            f"{anatomy.hidden_size}); give at most that, or method full"
+        )
 
 
 def plan_stage(
@@ -130,6 +142,8 @@ def run_stage(
     seed: int,
     scores: Scores | None = None,
     scorer: Scorer = score,
+    recoverer: Recoverer = recover,
+    teacher: Callable[[], TeacherCache] | None = None,
     progress: Progress = silent,
 ) -> StageResult:
     """Carry out stage ``index`` in place.
@@ -146,6 +160,8 @@ def run_stage(
         seed: of the run.
         scores: estimates to use instead of scoring the model now (one-shot).
         scorer: what scores the model, if that is not ``cascade_ops.score`` in this process.
+        recoverer: what mends it, if that is not ``cascade_ops.recovery.recover`` in this process.
+        teacher: gives the outputs of the model to learn from; asked only if the schedule distils.
         progress: told about scoring and recovery steps.
     """
     began = time.perf_counter()
@@ -160,12 +176,15 @@ def run_stage(
     progress("score", 1, 1)
     after = prune(model, plan)
     before_recovery = evaluate(model, data.test, task=data.task, classes=data.classes)
-    recovery = recover(
+    distils = schedule.recovery.distillation is not None and steps > 0
+    recovery = recoverer(
         model,
         data.train,
         schedule.recovery,
         steps=steps,
         seed=seed * 1000 + index,
+        validation=data.validation if schedule.recovery.patience is not None else None,
+        teacher=teacher() if distils and teacher is not None else None,
         augment=data.augment,
         progress=progress,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cascade_ops.augment import Augment
-from cascade_ops.batches import Batch, subset
+from cascade_ops.batches import Batch, length_of, subset
 from cascade_ops.data.types import SplitData, Windows
 from cascade_ops.errors import DataError
 from cascade_ops.registry import Registry
@@ -54,6 +55,28 @@ class Tokenizer(Protocol):
     """What the text front end and language models ask of a tokenizer (transformers' satisfy it)."""
 
     def __call__(self, text: Any, **kwargs: Any) -> Any: ...
+
+
+def check_disjoint(train: Batch, validation: Batch) -> None:
+    """No validation sample is a training sample.
+
+    Raises:
+        DataError: some are: early stopping would watch what is being learnt by heart.
+    """
+    seen, held_out = ({_digest(data, n) for n in range(length_of(data))} for data in (train, validation))
+    both = len(seen & held_out)
+    if both:
+        raise DataError(
+            f"validation: {both} of its {len(held_out)} different samples are training samples too, so it cannot tell "
+            "when to stop. Choose a split or a text without repetitions, or do without patience."
+        )
+
+
+def _digest(data: Batch, sample: int) -> bytes:
+    whole = hashlib.sha256()
+    for name in sorted(data.keys() - {"labels"}):
+        whole.update(data[name][sample].contiguous().numpy().tobytes())
+    return whole.digest()
 
 
 def diagnosis_data(

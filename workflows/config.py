@@ -296,6 +296,27 @@ def validate(document: dict[str, Any]) -> JobConfig:
         raise ConfigError(located_message(error, JobConfig)) from None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RecoveryOnly:
+    """What of a job's configuration a recovery by itself needs."""
+
+    __pydantic_config__ = FORBID
+
+    recovery: LocatedRecovery
+    recovering: Annotated[RecoveringConfig, WrapValidator(keep_location)]
+
+
+def recovery_options(document: dict[str, Any], settings: list[str]) -> tuple[Recovery, RecoveringConfig]:
+    """``recovery`` and ``recovering`` with each ``a.b=c`` applied. Raises ConfigError."""
+    for setting in settings:
+        document = apply_override(document, setting)
+    try:
+        found = TypeAdapter(_RecoveryOnly).validate_python(document)
+    except ValidationError as error:
+        raise ConfigError(located_message(error, _RecoveryOnly)) from None
+    return found.recovery, found.recovering
+
+
 def resolve(document: dict[str, Any]) -> JobConfig:
     """A validated configuration with its stages written out and every name known.
 

@@ -11,6 +11,7 @@ from workflows.cli.compress import compress
 from workflows.cli.failures import Commands
 from workflows.cli.listing import ls
 from workflows.cli.models import evaluate_model, inspect
+from workflows.cli.recover import recover
 from workflows.cli.reporting import report
 from workflows.cli.score import score
 
@@ -27,6 +28,7 @@ app.command()(compress)
 app.command()(inspect)
 app.command("eval")(evaluate_model)
 app.command()(score)
+app.command()(recover)
 app.command()(report)
 app.command()(ls)
 app.add_typer(data.app, name="data")
