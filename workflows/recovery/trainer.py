@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from workflows.recovery.board import Messages, shown
 from workflows.scoring.worker import memory
 
 TRAINED, RESULT = "trained.safetensors", "result.json"
+REFUSED = "refused.pickle"
 FAILURES = 3
 """Times that a fit is begun anew when workers die."""
 HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
@@ -112,7 +114,7 @@ def _on_cpu(data: Batch) -> dict[str, torch.Tensor]:
 
 
 def _run(fit: Fit, config: RecoveringConfig, *, device: str) -> RecoveryResult:
-    """Raises FitFailedError, or what a worker raised."""
+    """Raises FitFailedError, or what a worker found wrong."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -136,17 +138,13 @@ def _run(fit: Fit, config: RecoveringConfig, *, device: str) -> RecoveryResult:
             trainer.fit()
     except TrainingFailedError as error:
         raise _explained(error) from None
+    refused = Path(fit.folder) / REFUSED
+    if refused.is_file():
+        raise pickle.loads(refused.read_bytes())
     return from_jsonable(RecoveryResult, json.loads((Path(fit.folder) / RESULT).read_text(encoding="utf-8")))
 
 
-def _explained(error: Exception) -> Exception:
-    """What a worker raised, if it was one of ours; what happened to it otherwise."""
-    causes = [*getattr(error, "worker_failures", {}).values(), error.__cause__]
-    for cause in causes:
-        while cause is not None:
-            if isinstance(cause, CascadeError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
+def _explained(error: Exception) -> FitFailedError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return FitFailedError(
         f"the workers of a recovery fit failed {FAILURES + 1} times; the last: {lines[-1] if lines else type(error)}. "
@@ -168,10 +166,17 @@ def _quiet() -> Iterator[None]:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What each worker does."""
+    """What each worker does. What would go wrong again is told, and ends the fit; the rest is begun anew."""
+    fit: Fit = config["fit"]
+    try:
+        _fitted(fit)
+    except CascadeError as error:
+        (Path(fit.folder) / REFUSED).write_bytes(pickle.dumps(error))
+
+
+def _fitted(fit: Fit) -> None:
     import ray.train
 
-    fit: Fit = config["fit"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     deterministic(fit.threads)
