@@ -213,7 +213,8 @@ class JobConfig:
     """One run of ``cascade compress``.
 
     ``threads`` are torch's; None takes every core. ``device`` is ``cpu``, ``cuda`` or ``auto`` (a GPU
-    where there is one). Both are recorded, since sums of floats depend on how they are divided.
+    where there is one). Both are recorded, since sums of floats depend on how they are divided. ``store`` is
+    a folder or URL (``s3://bucket/steps``) where finished steps are kept for this and other runs.
     """
 
     __pydantic_config__ = FORBID
@@ -231,6 +232,7 @@ class JobConfig:
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: str | None = None
+    store: str | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -356,8 +358,11 @@ def dump(config: JobConfig) -> str:
 
 
 def differences(recorded: JobConfig, requested: JobConfig) -> list[str]:
-    """``key: recorded → requested`` for each leaf that differs; the output folder and where scoring runs may."""
-    same = (replace(config, out=None, scoring=ScoringConfig()) for config in (recorded, requested))
+    """``key: recorded → requested`` for each leaf that differs; the output folder, the store and where scoring
+    runs may."""
+    same = (
+        replace(config, out=None, store=None, scoring=ScoringConfig()) for config in (recorded, requested)
+    )
     old, new = (_flat(to_jsonable(config)) for config in same)
     return [
         f"{key}: {old.get(key)} → {new.get(key)}"

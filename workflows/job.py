@@ -1,7 +1,8 @@
 """The main job: dense model, then stage by stage, then the report. Killed, it goes on where it was.
 
 Every step starts from the files of the step before it and seeds itself from the run's seed and its own
-number, so a run that was interrupted ends with the same weights as one that was not.
+number, so a run that was interrupted ends with the same weights as one that was not. A step that is there
+already is taken only if it was made from the same inputs and is whole (``workflows.artifacts``).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from transformers import PreTrainedModel
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
 from cascade_ops.cascade import carry_over, dense_scores, plan_of, run_stage, validate_schedule
 from cascade_ops.checkpoint import load_pruned, save_pruned
-from cascade_ops.errors import ConfigError
+from cascade_ops.errors import CheckpointError, ConfigError, RunExistsError
 from cascade_ops.evaluation import evaluate
 from cascade_ops.files import written_whole
 from cascade_ops.measure import latency, model_figures
@@ -30,12 +32,26 @@ from cascade_ops.schedule import CascadeSchedule
 from cascade_ops.scoring import Scorer, Scores, score
 from cascade_ops.serde import from_jsonable, to_jsonable
 from cascade_ops.training import fit
+from workflows.artifacts import (
+    Inputs,
+    Manifest,
+    dense_inputs,
+    final_inputs,
+    is_sound,
+    seal,
+    stage_inputs,
+    step_names,
+    verified,
+)
 from workflows.config import JobConfig, ScoringConfig, differences
 from workflows.examples import diagnose_examples
+from workflows.origin import Origin, origin_of, recorded_origin, same_origin
 from workflows.prepare import Prepared, build_dense, prepare_data
 from workflows.provenance import provenance
 from workflows.report import write_report
 from workflows.rundir import (
+    CONFIG,
+    DENSE,
     PROVENANCE,
     RESULT,
     RunDir,
@@ -46,10 +62,11 @@ from workflows.rundir import (
 )
 from workflows.rundir import write_json as write_json_file
 
-DENSE = "00-dense"
 ARTIFACTS = {"model": "model", "dense_model": f"steps/{DENSE}/model", "report": "report.html"}
 
 Say = Callable[[str], None]
+Done = tuple[PreTrainedModel, dict[str, Any], str]
+"""A step's model, its record, and what to say about it."""
 
 
 def _mute(message: str) -> None:
@@ -64,19 +81,23 @@ class Job:
     run: RunDir
     prepared: Prepared
     schedule: CascadeSchedule
+    origin: Origin
     progress: Progress
     say: Say
 
 
 def start(config: JobConfig, out: Path, *, progress: Progress = silent, say: Say = _mute) -> RunDir:
-    """Run ``config`` into the new folder ``out``.
+    """Run ``config`` into the folder ``out``, which is new or holds a run of the same configuration.
 
     Everything that can be refused is refused before the folder is made.
 
     Raises:
+        RunExistsError: ``out`` holds something else; the keys that differ are named.
         CascadeError: see the messages.
         OSError: the disk is full; finished steps stay, and the run can be resumed.
     """
+    if (out / CONFIG).is_file():
+        return _continue(out, config, progress, say)
     refuse_existing(out)
     config = replace(
         _on_this_machine(config), out=str(out), threads=config.threads or torch.get_num_threads()
@@ -86,64 +107,88 @@ def start(config: JobConfig, out: Path, *, progress: Progress = silent, say: Say
     schedule = config.schedule.build()
     dense = _seeded_dense(config, prepared)
     validate_schedule(schedule, anatomy_of(dense))
-    origin = provenance(
-        seed=config.seed, threads=torch.get_num_threads(), data_fingerprint=prepared.fingerprint
-    )
+    del dense
+    origin = origin_of(config, prepared.fingerprint, progress=progress)
     job = Job(
         config=config,
-        run=create(out, config, origin),
+        run=create(out, config, _described(config, origin)),
         prepared=prepared,
         schedule=schedule,
+        origin=origin,
         progress=progress,
         say=say,
     )
     return _carry_out(job)
+
+
+def _continue(out: Path, config: JobConfig, progress: Progress, say: Say) -> RunDir:
+    """The same command once more: the run that is there goes on."""
+    changed = _changes(RunDir(path=out).config(), config)
+    if changed:
+        raise RunExistsError(
+            f"{out}: a run of another configuration is there already ({'; '.join(changed)}). Continue it as it "
+            f"was (cascade compress --resume {out}), or give another --out."
+        )
+    return resume(out, requested=config, progress=progress, say=say)
 
 
 def resume(
     path: Path, *, requested: JobConfig | None = None, progress: Progress = silent, say: Say = _mute
 ) -> RunDir:
-    """Continue the run in ``path`` at its first unfinished step.
+    """Continue the run in ``path`` at its first step that is unfinished, damaged or out of date.
 
     Args:
         requested: the configuration asked for, if any; it must be the recorded one.
 
     Raises:
-        ConfigError: it is not, naming the keys that differ.
-        CheckpointError: no run is there, or the data has changed.
+        ConfigError: it is not, naming the keys that differ; or the data or weights have changed.
+        CheckpointError: no run is there.
     """
     run = open_run(path)
     config = run.config()
     if requested is not None:
-        changed = differences(
-            config, replace(_on_this_machine(requested), threads=requested.threads or config.threads)
-        )
+        changed = _changes(config, requested)
         if changed:
             raise ConfigError(
                 f"{path}: was started with another configuration ({'; '.join(changed)}). "
                 "Resume it without changes, or start a new run."
             )
-        config = replace(config, scoring=requested.scoring)
-    if run.complete:
+        config = replace(config, scoring=requested.scoring, store=requested.store)
+    schedule, recorded = config.schedule.build(), recorded_origin(run)
+    if requested is None and is_sound(run, config, schedule, recorded, progress):
         say(f"{path}: is complete already")
         return run
     _deterministic(config)
     prepared = _load_data(config, say)
-    recorded = read_json(run.path / PROVENANCE).get("data_fingerprint")
-    if recorded != prepared.fingerprint:
-        raise ConfigError(
-            f"{path}: was started on other data (fingerprint {recorded}, found {prepared.fingerprint}). "
-            "Restore them, or start a new run."
-        )
+    origin = same_origin(run, config, recorded, prepared.fingerprint, progress)
+    if requested is not None and is_sound(run, config, schedule, recorded, progress):
+        say(f"{path}: is complete already")
+        return run
     job = Job(
         config=config,
         run=run,
         prepared=prepared,
-        schedule=config.schedule.build(),
+        schedule=schedule,
+        origin=origin,
         progress=progress,
         say=say,
     )
     return _carry_out(job)
+
+
+def _changes(recorded: JobConfig, requested: JobConfig) -> list[str]:
+    threads = requested.threads or recorded.threads
+    return differences(recorded, replace(_on_this_machine(requested), threads=threads))
+
+
+def _described(config: JobConfig, origin: Origin) -> dict[str, Any]:
+    """The run's provenance, with what it starts from."""
+    assert config.threads is not None  # start() has made it definite
+    return {
+        **provenance(seed=config.seed, threads=config.threads, data_fingerprint=origin.data),
+        "weights_fingerprint": origin.weights,
+        "tokenizer_fingerprint": origin.tokenizer,
+    }
 
 
 def _on_this_machine(config: JobConfig) -> JobConfig:
@@ -185,12 +230,6 @@ def _seeded_dense(config: JobConfig, prepared: Prepared) -> PreTrainedModel:
     return build_dense(config, prepared.data)
 
 
-def step_names(schedule: CascadeSchedule) -> tuple[str, ...]:
-    """Step folders in order."""
-    stages = (f"{index + 1:02d}-{stage.granularity.value}" for index, stage in enumerate(schedule.stages))
-    return (DENSE, *stages)
-
-
 def _carry_out(job: Job) -> RunDir:
     with job.run.held():
         job.run.sweep()
@@ -210,9 +249,10 @@ def _cluster(config: ScoringConfig) -> AbstractContextManager[object]:
 
 def _unfinished_steps(job: Job) -> None:
     job.say(f"run: {job.run.path} (if interrupted: cascade compress --resume {job.run.path})")
+    job.run.reopen()
     names = step_names(job.schedule)
-    if not job.run.finished(DENSE):
-        _train_dense(job)
+    inputs = dense_inputs(job.config, job.origin)
+    dense_content = content = _step(job, DENSE, inputs, partial(_train_dense, job)).content
     dense_model = _loaded(job, job.run.step(DENSE) / "model")
     dense = anatomy_of(dense_model)
     scores = None
@@ -222,17 +262,43 @@ def _unfinished_steps(job: Job) -> None:
             dense_model, job.schedule, job.prepared.data, seed=job.config.seed, scorer=scorer
         )
     for index, name in enumerate(names[1:]):
-        if job.run.finished(name):
-            result = from_jsonable(StageResult, job.run.result(name))
-            job.say(f"{name}: done before")
-        else:
-            result = _run_stage(job, index, names, dense, scores)
+        inputs = stage_inputs(
+            job.config, job.schedule, index, job.origin, dense=dense_content, previous=content
+        )
+        content = _step(job, name, inputs, partial(_run_stage, job, index, names, dense, scores)).content
         if scores is not None:
-            scores = carry_over(scores, plan_of(result))
-    _finish(job, names, dense_model)
+            scores = carry_over(scores, plan_of(from_jsonable(StageResult, job.run.result(name))))
+    _finish(job, names, dense_model, content)
 
 
-def _train_dense(job: Job) -> None:
+def _step(job: Job, name: str, inputs: Inputs, work: Callable[[], Done]) -> Manifest:
+    """Step ``name``: done before, or done now."""
+    manifest = _done_before(job, job.run.step(name), name, inputs)
+    if manifest is not None:
+        job.say(f"{name}: done before")
+        return manifest
+    model, record, told = work()
+    with job.run.writing(name) as folder:
+        save_pruned(model, folder / "model")
+        write_json_file(folder / RESULT, record)
+        manifest = seal(folder, inputs, progress=job.progress)
+    job.say(f"{name}: {told}")
+    return manifest
+
+
+def _done_before(job: Job, folder: Path, name: str, inputs: Inputs) -> Manifest | None:
+    """A step that can be taken as it is; one that cannot is removed."""
+    if not folder.exists():
+        return None
+    try:
+        return verified(folder, inputs, progress=job.progress)
+    except CheckpointError as error:
+        job.say(f"{name}: {error}; done again")
+    shutil.rmtree(folder)
+    return None
+
+
+def _train_dense(job: Job) -> Done:
     began = time.perf_counter()
     config, data = job.config, job.prepared.data
     model = _seeded_dense(config, job.prepared)
@@ -247,22 +313,18 @@ def _train_dense(job: Job) -> None:
         phase="dense training",
     )
     evaluation = evaluate(model, data.test, task=data.task, classes=data.classes)
-    with job.run.writing(DENSE) as folder:
-        save_pruned(model, folder / "model")
-        record = {
-            "training": to_jsonable(training),
-            "evaluation": to_jsonable(evaluation),
-            "seconds": time.perf_counter() - began,
-        }
-        write_json_file(folder / RESULT, record)
-    job.say(f"{DENSE}: {_told(evaluation)}, {anatomy_of(model).backbone_params:,} backbone parameters")
+    record = {
+        "training": to_jsonable(training),
+        "evaluation": to_jsonable(evaluation),
+        "seconds": time.perf_counter() - began,
+    }
+    return model, record, f"{_told(evaluation)}, {anatomy_of(model).backbone_params:,} backbone parameters"
 
 
 def _run_stage(
     job: Job, index: int, names: tuple[str, ...], dense: ModelAnatomy, scores: Scores | None
-) -> StageResult:
+) -> Done:
     model = _loaded(job, job.run.step(names[index]) / "model")
-    name = names[index + 1]
     torch.manual_seed(job.config.seed * 1000 + index + 1)
     result = run_stage(
         model,
@@ -275,14 +337,11 @@ def _run_stage(
         scorer=_scorer(job, job.run.step(names[index])),
         progress=job.progress,
     )
-    with job.run.writing(name) as folder:
-        save_pruned(model, folder / "model")
-        write_json_file(folder / RESULT, to_jsonable(result))
-    job.say(
-        f"{name}: {_told(result.after_recovery)} ({result.before_recovery.metric.value:.4g} before recovery), "
+    told = (
+        f"{_told(result.after_recovery)} ({result.before_recovery.metric.value:.4g} before recovery), "
         f"{result.params:,} backbone parameters ({dense.backbone_params / result.params:.4g}×)"
     )
-    return result
+    return model, to_jsonable(result), told
 
 
 def _scorer(job: Job, step: Path) -> Scorer:
@@ -299,13 +358,15 @@ def _told(evaluation: Evaluation) -> str:
     return f"{metric.name} {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]"
 
 
-def _finish(job: Job, names: tuple[str, ...], dense_model: PreTrainedModel) -> None:
+def _finish(job: Job, names: tuple[str, ...], dense_model: PreTrainedModel, content: str) -> None:
     """The final model and the report, whose JSON form marks the run as complete."""
     began = time.perf_counter()
-    last = job.run.step(names[-1]) / "model"
-    final_model = _loaded(job, last)
-    with written_whole(job.run.model) as folder:
-        shutil.copytree(last, folder, dirs_exist_ok=True)
+    inputs = final_inputs(content, job.origin)
+    if _done_before(job, job.run.model, "model", inputs) is None:
+        with written_whole(job.run.model) as folder:
+            shutil.copytree(job.run.step(names[-1]) / "model", folder, dirs_exist_ok=True)
+            seal(folder, inputs, progress=job.progress)
+    final_model = _loaded(job, job.run.model)
     report = _report(job, names, dense_model, final_model, began)
     examples = diagnose_examples(dense_model, final_model, job.prepared)
     write_report(report, job.run.path, artifacts=ARTIFACTS, examples=examples)

@@ -1,13 +1,15 @@
 """A run directory that describes itself, and in which nothing is ever half-written.
 
     RUN/config.yaml        the resolved configuration
-    RUN/provenance.json    versions, commit, data fingerprint, threads
-    RUN/steps/NN-name/     one step: model/ and result.json
-    RUN/model/             the compressed model
+    RUN/provenance.json    versions, commit, fingerprints, threads
+    RUN/status.json        what is going on, for ``cascade status``
+    RUN/steps/NN-name/     one step: model/, result.json and manifest.json
+    RUN/model/             the compressed model and its manifest.json
     RUN/report.json, report.html
 
-A step is written under a temporary name and renamed, so a step folder that exists is a finished step.
-The report comes last: a run that has both its files is complete.
+A step is written under a temporary name and renamed, its manifest last: a step folder that agrees with its
+manifest (``workflows.artifacts``) is a finished step. The report comes last: a run that has both its files is
+complete.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from workflows.config import JobConfig, dump, read_document, resolve
 
 CONFIG, PROVENANCE, RESULT = "config.yaml", "provenance.json", "result.json"
 REPORT, PAGE = "report.json", "report.html"
+DENSE = "00-dense"
+"""The step that makes or loads the dense model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +54,6 @@ class RunDir:
 
     def step(self, name: str) -> Path:
         return self.path / "steps" / name
-
-    def finished(self, name: str) -> bool:
-        return (self.step(name) / RESULT).is_file()
 
     def result(self, name: str) -> Any:
         """What step ``name`` recorded. Raises CheckpointError."""
@@ -88,6 +89,10 @@ class RunDir:
                 shutil.rmtree(stray)
             else:
                 stray.unlink()
+
+    def reopen(self) -> None:
+        """No longer complete: something in it is to be made again."""
+        self.report.unlink(missing_ok=True)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
