@@ -117,8 +117,13 @@ def seal(folder: Path, inputs: Inputs, *, progress: Progress = silent) -> Manife
         digest = sha256_of(path, progress=progress, flush=True)
         files[path.relative_to(folder).as_posix()] = FileRecord(sha256=digest, bytes=path.stat().st_size)
     manifest = Manifest(key=key_of(inputs), inputs=inputs, files=files)
-    write_json(folder / MANIFEST, {"schema": SCHEMA, **to_jsonable(manifest)})
+    write_manifest(folder, manifest)
     return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """The last file of a step."""
+    write_json(folder / MANIFEST, {"schema": SCHEMA, **to_jsonable(manifest)})
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -45,7 +45,7 @@ from workflows.artifacts import (
 )
 from workflows.config import JobConfig, ScoringConfig, differences
 from workflows.examples import diagnose_examples
-from workflows.origin import Origin, origin_of, recorded_origin, same_origin
+from workflows.origin import Origin, key_of, origin_of, recorded_origin, same_origin
 from workflows.prepare import Prepared, build_dense, prepare_data
 from workflows.provenance import provenance
 from workflows.report import write_report
@@ -61,6 +61,8 @@ from workflows.rundir import (
     refuse_existing,
 )
 from workflows.rundir import write_json as write_json_file
+from workflows.status import Tracker
+from workflows.store import Store, give, open_store, take
 
 ARTIFACTS = {"model": "model", "dense_model": f"steps/{DENSE}/model", "report": "report.html"}
 
@@ -82,7 +84,8 @@ class Job:
     prepared: Prepared
     schedule: CascadeSchedule
     origin: Origin
-    progress: Progress
+    store: Store | None
+    progress: Tracker
     say: Say
 
 
@@ -99,6 +102,7 @@ def start(config: JobConfig, out: Path, *, progress: Progress = silent, say: Say
     if (out / CONFIG).is_file():
         return _continue(out, config, progress, say)
     refuse_existing(out)
+    store = None if config.store is None else open_store(config.store)
     config = replace(
         _on_this_machine(config), out=str(out), threads=config.threads or torch.get_num_threads()
     )
@@ -115,7 +119,8 @@ def start(config: JobConfig, out: Path, *, progress: Progress = silent, say: Say
         prepared=prepared,
         schedule=schedule,
         origin=origin,
-        progress=progress,
+        store=store,
+        progress=_tracker(out, config, schedule, progress),
         say=say,
     )
     return _carry_out(job)
@@ -158,6 +163,7 @@ def resume(
     if requested is None and is_sound(run, config, schedule, recorded, progress):
         say(f"{path}: is complete already")
         return run
+    store = None if config.store is None else open_store(config.store)
     _deterministic(config)
     prepared = _load_data(config, say)
     origin = same_origin(run, config, recorded, prepared.fingerprint, progress)
@@ -170,7 +176,8 @@ def resume(
         prepared=prepared,
         schedule=schedule,
         origin=origin,
-        progress=progress,
+        store=store,
+        progress=_tracker(path, config, schedule, progress),
         say=say,
     )
     return _carry_out(job)
@@ -179,6 +186,11 @@ def resume(
 def _changes(recorded: JobConfig, requested: JobConfig) -> list[str]:
     threads = requested.threads or recorded.threads
     return differences(recorded, replace(_on_this_machine(requested), threads=threads))
+
+
+def _tracker(out: Path, config: JobConfig, schedule: CascadeSchedule, progress: Progress) -> Tracker:
+    work = (config.train.steps, *schedule.steps())
+    return Tracker(out, tuple(zip(step_names(schedule), work, strict=True)), progress)
 
 
 def _described(config: JobConfig, origin: Origin) -> dict[str, Any]:
@@ -233,7 +245,7 @@ def _seeded_dense(config: JobConfig, prepared: Prepared) -> PreTrainedModel:
 def _carry_out(job: Job) -> RunDir:
     with job.run.held():
         job.run.sweep()
-        with _cluster(job.config.scoring):
+        with job.progress.following(), _cluster(job.config.scoring):
             _unfinished_steps(job)
     return job.run
 
@@ -272,17 +284,23 @@ def _unfinished_steps(job: Job) -> None:
 
 
 def _step(job: Job, name: str, inputs: Inputs, work: Callable[[], Done]) -> Manifest:
-    """Step ``name``: done before, or done now."""
-    manifest = _done_before(job, job.run.step(name), name, inputs)
-    if manifest is not None:
-        job.say(f"{name}: done before")
-        return manifest
-    model, record, told = work()
-    with job.run.writing(name) as folder:
-        save_pruned(model, folder / "model")
-        write_json_file(folder / RESULT, record)
-        manifest = seal(folder, inputs, progress=job.progress)
+    """Step ``name``: done before, taken from the store, or done now."""
+    job.progress.begin(name)
+    manifest, told = _done_before(job, job.run.step(name), name, inputs), "done before"
+    if manifest is None and job.store is not None:
+        manifest = take(job.store, key_of(inputs), job.run, name, say=job.say, progress=job.progress)
+        told = "taken from the store"
+    cached = manifest is not None
+    if manifest is None:
+        model, record, told = work()
+        with job.run.writing(name) as folder:
+            save_pruned(model, folder / "model")
+            write_json_file(folder / RESULT, record)
+            manifest = seal(folder, inputs, progress=job.progress)
+    job.progress.finish(name, cached=cached, seconds=job.run.result(name)["seconds"])
     job.say(f"{name}: {told}")
+    if job.store is not None:
+        give(job.store, job.run.step(name), manifest, say=job.say)
     return manifest
 
 

@@ -14,6 +14,7 @@ from workflows.cli.models import evaluate_model, inspect
 from workflows.cli.recover import recover
 from workflows.cli.reporting import report
 from workflows.cli.score import score
+from workflows.cli.status import status
 
 app = typer.Typer(
     name="cascade",
@@ -30,6 +31,7 @@ app.command("eval")(evaluate_model)
 app.command()(score)
 app.command()(recover)
 app.command()(report)
+app.command()(status)
 app.command()(ls)
 app.add_typer(data.app, name="data")
 

@@ -24,8 +24,14 @@ def compress(
     split: Annotated[str | None, typer.Option(help="time, load:3, speed:1200 or bearing:….")] = None,
     model: Annotated[str | None, typer.Option(help="Pretrained weights: a folder or hub name.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same result.")] = None,
-    out: Annotated[Path | None, typer.Option(help="New run directory. [default: runs/<time>]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run directory, new or to be continued. [default: runs/<time>]"),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Folder or URL where finished steps are kept and looked for.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any value: schedule.stages.0.ratio=0.5. Repeatable.")
     ] = None,
@@ -43,6 +49,7 @@ def compress(
         "data.split": split,
         "model.path": model,
         "seed": seed,
+        "store": store,
     }
     given = {key: value for key, value in flags.items() if value is not None}
     if resume is not None and out is not None:

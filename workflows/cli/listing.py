@@ -39,12 +39,13 @@ def ls(
 def _runs(root: Path) -> Rows:
     from cascade_ops.errors import CascadeError
     from workflows.cli.reporting import load_view
+    from workflows.cli.status import columns
     from workflows.rundir import CONFIG, RunDir
 
     rows: Rows = []
     for path in sorted(root.glob(f"*/{CONFIG}")):
         run = RunDir(path=path.parent)
-        row: dict[str, Any] = {"run": str(run.path), "state": "complete" if run.complete else "unfinished"}
+        row: dict[str, Any] = {"run": str(run.path), **columns(run.path, complete=run.complete)}
         row |= dict.fromkeys(("dataset", "split", "seed", "compression", "metric", "dense", "final"))
         if run.complete:
             try:
