@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -48,3 +49,18 @@ def test_absent_package_is_said_before_anything_runs(
     with pytest.raises(ConfigError, match=f"pip install {name}"):
         tracking(["tensorboard", name], tmp_path, "a run", silent)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_calls(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = MagicMock()
+    monkeypatch.setitem(sys.modules, name, fake)
+    with tracking([name], tmp_path, "a run", silent) as progress:
+        progress("recover", 1, 2, loss=0.5)
+    if name == "mlflow":
+        fake.start_run.assert_called_once_with(run_name="a run")
+        fake.log_metric.assert_called_once_with("recover/1/loss", 0.5, step=1)
+        return
+    fake.init.assert_called_once_with(name="a run", dir=str(tmp_path))
+    logged = fake.init.return_value.__enter__.return_value
+    logged.log.assert_called_once_with({"recover/1/loss": 0.5, "recover/1/step": 1})
