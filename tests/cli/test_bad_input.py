@@ -27,6 +27,7 @@ MISTAKES = {
     "target high": (["--target", "5000x"], "cannot be met"),
     "patch": (["--set", "model.patch=48"], "patch: must divide the window"),
     "positions": (["--set", "model.patch=16"], "the model has 8 positions"),
+    "store": (["--store", "nope://x"], "store: expected a folder or an fsspec URL, got 'nope://x'"),
     "task": (["--set", "task=lm"], "data.name: task lm reads 'text'"),
 }  # fmt: skip
 
@@ -94,8 +95,9 @@ def test_no_file(tmp_path: Path, cascade) -> None:
 
 def test_existing_run_is_kept(tiny: Path, finished: Path, cascade) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    result = cascade("compress", tiny, "--out", finished)
+    result = cascade("compress", tiny, "--out", finished, "--seed", "5", "--set", "train.steps=21")
     assert result.exit_code == 2
+    assert "is there already (seed: 0 → 5; train.steps: 20 → 21)" in result.stderr
     assert f"cascade compress --resume {finished}" in result.stderr
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
