@@ -197,6 +197,7 @@ def is_sound(
     if not run.complete:
         return False
     try:
+        read_json(run.report)
         dense = verified(run.step(DENSE), dense_inputs(config, origin), progress=progress).content
         content = dense
         for index, name in enumerate(step_names(schedule)[1:]):

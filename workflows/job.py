@@ -196,8 +196,11 @@ def _tracker(out: Path, config: JobConfig, schedule: CascadeSchedule, progress: 
 def _described(config: JobConfig, origin: Origin) -> dict[str, Any]:
     """The run's provenance, with what it starts from."""
     assert config.threads is not None  # start() has made it definite
+    found = provenance(seed=config.seed, threads=config.threads, data_fingerprint=origin.data)
     return {
-        **provenance(seed=config.seed, threads=config.threads, data_fingerprint=origin.data),
+        **found,
+        # torch's own word: its package's version does not always say which build it is
+        "versions": {**found["versions"], **origin.versions},
         "weights_fingerprint": origin.weights,
         "tokenizer_fingerprint": origin.tokenizer,
     }
