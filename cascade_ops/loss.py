@@ -20,9 +20,13 @@ def per_sample_loss(model: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
     padding and −100 are left out).
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits = model(**inputs).logits
+    return losses_of(model(**inputs).logits, batch)
+
+
+def losses_of(logits: Float[Tensor, "batch *tokens classes"], batch: Batch) -> Float[Tensor, " batch"]:
+    """``per_sample_loss`` of logits that are there already."""
     if logits.dim() == 2:
-        return cross_entropy(_wide(logits), batch["labels"], reduction="none")
+        return cross_entropy(wide(logits), batch["labels"], reduction="none")
     loss, counted = token_losses(logits, next_tokens(batch))
     return loss.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
 
@@ -42,12 +46,10 @@ def token_losses(
     logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[Tensor, "batch tokens"]
 ) -> tuple[Float[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
     """Loss of each token and whether it counts."""
-    flat = cross_entropy(
-        _wide(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
-    )
+    flat = cross_entropy(wide(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
     return flat.view(targets.shape), (targets != IGNORE).long()
 
 
-def _wide(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def wide(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """At least float32: half precision is widened, float64 stays."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -44,7 +44,8 @@ class RecoveryResult:
     """A recovery fit: its budget and its loss curve (one training loss per optimizer step).
 
     ``steps`` were allowed; an early stop leaves fewer ``losses``. ``validation`` has (steps done, loss) of each
-    check. ``workers`` shared the work (0: the job's own process); ``peak_bytes`` is the memory of the first.
+    check. ``workers`` shared the work (0: the job's own process); ``peak_bytes`` is the first
+    one's memory at its highest, ``held_bytes`` what it holds between steps (weights, gradients, optimizer states).
     """
 
     steps: int
@@ -55,6 +56,7 @@ class RecoveryResult:
     validation: tuple[tuple[int, float], ...] = ()
     workers: int = 0
     peak_bytes: int = 0
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

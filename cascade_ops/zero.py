@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,14 @@ OURS = {
     "load_universal": "the job, which resumes by itself",
 }
 """Keys of a DeepSpeed document that would take over what the job decides, and what decides it."""
-BUCKETS = {"reduce_bucket_size": 2**24, "allgather_bucket_size": 2**24}
+BUCKETS = {"reduce_bucket_size": 2**22, "allgather_bucket_size": 2**22}
 """Elements exchanged at once; DeepSpeed's own 5·10⁸ are 2 GB in float32, whatever the model's size."""
+LIVE = {
+    "stage3_max_live_parameters": 2**24,
+    "stage3_max_reuse_distance": 2**24,
+    "stage3_prefetch_bucket_size": 2**22,
+}
+"""Weights that a worker holds whole at stage 3; DeepSpeed's own 10⁹ would be all of a small model."""
 TUNING = frozenset(
     {
         "activation_checkpointing", "aio", "comms_logger", "communication_data_type", "compile", "data_types",
@@ -74,6 +80,12 @@ class Zero:
             )
 
 
+def fitting(zero: Zero, workers: int) -> Zero:
+    """Without dividing, where one worker has nobody to divide with: the same sums, fewer copies."""
+    alone = workers == 1 and not zero.offload and zero.dtype == "float32" and zero.config is None
+    return replace(zero, stage=0) if alone else zero
+
+
 def deepspeed_document(zero: Zero, fit: TrainConfig, workers: int) -> dict[str, Any]:
     """DeepSpeed's configuration, with the user's file merged in.
 
@@ -104,7 +116,8 @@ def deepspeed_document(zero: Zero, fit: TrainConfig, workers: int) -> dict[str, 
             document["zero_optimization"]["offload_param"] = {"device": "cpu"}
     if zero.config is not None:
         document = _merged(document, Path(zero.config))
-    document["zero_optimization"] = BUCKETS | document["zero_optimization"]
+    defaults = BUCKETS | LIVE if zero.stage == 3 else BUCKETS
+    document["zero_optimization"] = defaults | document["zero_optimization"]
     return document
 
 

@@ -18,7 +18,7 @@ from cascade_ops.gates import masked
 from cascade_ops.granularity import Granularity
 from cascade_ops.loss import per_sample_loss
 from cascade_ops.plan import PruningPlan
-from cascade_ops.recovery import adapted, lora_paths
+from cascade_ops.recovery import lora_paths, trainable
 from cascade_ops.schedule import Recovery
 from cascade_ops.surgery import prune
 from tests.factories import (
@@ -424,7 +424,7 @@ def test_lora_trains_and_merges(name: str, dtype: torch.dtype, pruned: bool) -> 
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     before, names = logits_of(model, inputs), [n for n, _ in model.named_parameters()]
     modules = [type(m) for m in model.modules()]
-    with adapted(model, Recovery(rank=3, alpha=6.0, unfreeze=())):
+    with trainable(model, Recovery(rank=3, alpha=6.0, unfreeze=()), 0):
         assert torch.equal(logits_of(model, inputs), before), "a fresh adapter must change nothing"
         trainable = [p for p in model.parameters() if p.requires_grad]
         assert len(trainable) == 2 * len(lora_paths_inside(model))
@@ -454,7 +454,7 @@ def test_lora_reaches_every_projection_of_every_block(name: str) -> None:
     inside = len(spec.attention_inputs) + len(spec.mlp_inputs) + 2
     paths = lora_paths(model)
     assert len(set(paths)) == len(paths) == inside * len(anatomy_of(model).layers)
-    with adapted(model, Recovery(rank=2)):
+    with trainable(model, Recovery(rank=2), 0):
         assert sorted(lora_paths_inside(model)) == sorted(paths)
 
 

@@ -29,10 +29,10 @@ from cascade_ops.results import RecoveryResult
 from cascade_ops.schedule import Recovery
 from cascade_ops.serde import from_jsonable, to_jsonable
 from cascade_ops.training import TrainConfig, deterministic
-from cascade_ops.zero import Zero, ZeroEngine, deepspeed_document, install
+from cascade_ops.zero import Zero, ZeroEngine, deepspeed_document, fitting, install
 from workflows.config import RecoveringConfig
 from workflows.recovery.board import Messages, shown
-from workflows.scoring.worker import memory
+from workflows.scoring.worker import memory, memory_held
 
 TRAINED, RESULT = "trained.safetensors", "result.json"
 REFUSED = "refused.pickle"
@@ -90,7 +90,7 @@ def cluster_recoverer(config: RecoveringConfig, scratch: Path, *, device: str) -
             fit = Fit(
                 folder=folder,
                 recovery=recovery,
-                zero=config.zero,
+                zero=fitting(config.zero, config.workers),
                 steps=steps,
                 seed=seed,
                 threads=config.threads,
@@ -180,9 +180,9 @@ def _fitted(fit: Fit) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     deterministic(fit.threads)
-    folder = Path(fit.folder)
+    folder, device = Path(fit.folder), "cuda" if torch.cuda.is_available() else "cpu"
     model = load_pruned(folder / "model")
-    if torch.cuda.is_available():
+    if device == "cuda":
         model.to(f"cuda:{torch.cuda.current_device()}")  # type: ignore[arg-type]
     train, validation = ray.get(fit.data)
     engines: list[ZeroEngine] = []
@@ -204,9 +204,10 @@ def _fitted(fit: Fit) -> None:
         engine=engine,
         progress=Messages(fit.board) if rank == 0 else silent,
     )
+    _, peak = memory(device)
+    held = memory_held(device)
     trained = engines[0].trained()
     if rank == 0:
-        _, peak = memory("cuda" if torch.cuda.is_available() else "cpu")
-        result = replace(result, workers=workers, peak_bytes=peak)
+        result = replace(result, workers=workers, peak_bytes=peak, held_bytes=held)
         save_file(trained, folder / TRAINED)
         (folder / RESULT).write_text(json.dumps(to_jsonable(result)), encoding="utf-8")

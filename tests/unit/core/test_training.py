@@ -16,7 +16,7 @@ from cascade_ops.anatomy import anatomy_of, blocks_of
 from cascade_ops.batches import length_of, sequential, shuffled, subset
 from cascade_ops.errors import CascadeError, ConfigError, DataError
 from cascade_ops.granularity import Granularity
-from cascade_ops.recovery import adapted, recover
+from cascade_ops.recovery import recover, trainable
 from cascade_ops.schedule import Recovery
 from cascade_ops.surgery import prune
 from cascade_ops.training import TrainConfig, fit
@@ -186,7 +186,7 @@ def test_what_is_trained_is_exactly_what_unfreeze_says(family: str, unfreeze: tu
     model = classifier(gpt2 if family == "gpt2" else llama_like)
     names = expected_trainable(model, unfreeze)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with adapted(model, Recovery(unfreeze=unfreeze, rank=2)):
+    with trainable(model, Recovery(unfreeze=unfreeze, rank=2), 0):
         open_now = {n.replace(".base_layer", "") for n, p in model.named_parameters() if p.requires_grad}
         plain = {n for n in open_now if ".lora_" not in n}
         assert plain == names
@@ -197,7 +197,7 @@ def test_what_is_trained_is_exactly_what_unfreeze_says(family: str, unfreeze: tu
 def test_the_rank_is_capped_at_the_smaller_side_and_the_scale_kept() -> None:
     model = gpt2()
     prune(model, varied_plan(anatomy_of(model), Granularity.HEAD))
-    with adapted(model, Recovery(rank=12, alpha=24.0)):
+    with trainable(model, Recovery(rank=12, alpha=24.0), 0):
         for path, module in model.named_modules():
             if hasattr(module, "get_base_layer"):
                 wide = min(module.get_base_layer().weight.shape)

@@ -51,7 +51,7 @@ def test_a_users_settings_are_merged_where_they_agree(tmp_path: Path) -> None:
     assert document["wall_clock_breakdown"] is True
     assert document["zero_optimization"]["overlap_comm"] is True
     assert document["zero_optimization"]["reduce_bucket_size"] == 1000
-    assert document["zero_optimization"]["allgather_bucket_size"] == 2**24
+    assert document["zero_optimization"]["allgather_bucket_size"] == 2**22
 
 
 @pytest.mark.parametrize(
