@@ -122,10 +122,11 @@ def page_text(trials: list[Trial], duration: float, files: int) -> str:
             hits[step] += 1
             good[step] += one.same
     rows = [(step, hits[step], good[step]) for step in sorted(hits)]
-    same = sum(one.same for one in trials)
+    same, early = sum(one.same for one in trials), sum(not one.hit for one in trials)
     return (
         f"{same} of {len(trials)} trials, {sum(hits.values())} kills in all, ended with the same SHA-256 in all "
-        f"{files} weight files (every step's and the final ones). An undisturbed run took {duration:.1f} s, start-up "
+        f"{files} weight files (every step's and the final ones); {early} of them ended before the moment of their "
+        f"first kill. An undisturbed run took {duration:.1f} s, start-up "
         "included; a kill during a step costs that step only.\n\n"
         + table(("killed during", "kills", "in trials that ended with the same weights"), rows)
     )
