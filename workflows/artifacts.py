@@ -73,8 +73,6 @@ def stage_inputs(
     """
     stage, recovery = to_jsonable(schedule.stages[index]), to_jsonable(schedule.recovery)
     del stage["share"], recovery["steps"]
-    recovering = to_jsonable(config.recovering)
-    del recovering["address"]
     one_shot = None if schedule.rescore else [one.criterion for one in schedule.stages]
     return {
         **_common("stage", config, origin),
@@ -82,7 +80,7 @@ def stage_inputs(
         "stage": stage,
         "steps": schedule.steps()[index],
         "recovery": recovery,
-        "recovering": recovering if config.recovering.workers else None,
+        "recovering": config.recovering.numerics(),
         "one_shot": one_shot,
         "dense": dense,
         "previous": previous,

@@ -6,6 +6,7 @@ out, so that a recorded configuration says everything and needs no later interpr
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -207,13 +208,22 @@ class RecoveringConfig:
         if self.workers == 0 and (self.zero != Zero() or self.address is not None):
             raise ConfigError("zero, address: concern workers on a cluster; give workers ≥ 1")
 
+    def numerics(self) -> dict[str, Any]:
+        """What changes results by more than the order of sums: not how many workers share them, or how."""
+        if self.zero.config is None:
+            return {"dtype": self.zero.dtype, "deepspeed": None}
+        path = Path(self.zero.config)
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+        return {"dtype": self.zero.dtype, "deepspeed": content}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobConfig:
     """One run of ``cascade compress``.
 
     ``threads`` are torch's; None takes every core. ``device`` is ``cpu``, ``cuda`` or ``auto`` (a GPU
-    where there is one). Both are recorded, since sums of floats depend on how they are divided. ``store`` is
+    where there is one). Both are recorded, since sums of floats depend on how they are divided. ``tracking`` names what
+    loss curves are written for (``tensorboard``, ``mlflow``, ``wandb``). ``store`` is
     a folder or URL (``s3://bucket/steps``) where finished steps are kept for this and other runs.
     """
 
@@ -233,6 +243,7 @@ class JobConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: str | None = None
     store: str | None = None
+    tracking: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -358,12 +369,15 @@ def dump(config: JobConfig) -> str:
 
 
 def differences(recorded: JobConfig, requested: JobConfig) -> list[str]:
-    """``key: recorded → requested`` for each leaf that differs; the output folder, the store and where scoring
-    runs may."""
-    same = (
-        replace(config, out=None, store=None, scoring=ScoringConfig()) for config in (recorded, requested)
+    """``key: recorded → requested`` for each leaf that differs; the output folder, the store, the trackers, and where
+    scoring and fits run may."""
+    old, new = (
+        _flat(
+            {**to_jsonable(config), **dict.fromkeys(("out", "store", "scoring", "tracking"))}
+            | {"recovering": config.recovering.numerics()}
+        )
+        for config in (recorded, requested)
     )
-    old, new = (_flat(to_jsonable(config)) for config in same)
     return [
         f"{key}: {old.get(key)} → {new.get(key)}"
         for key in sorted(old.keys() | new.keys())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,29 +21,31 @@ from transformers import PreTrainedModel
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
 from cascade_ops.cascade import carry_over, dense_scores, plan_of, run_stage, validate_schedule
 from cascade_ops.checkpoint import load_pruned, save_pruned
+from cascade_ops.distillation import TeacherCache
 from cascade_ops.errors import CheckpointError, ConfigError, RunExistsError
 from cascade_ops.evaluation import evaluate
 from cascade_ops.files import written_whole
-from cascade_ops.measure import latency, model_figures
 from cascade_ops.progress import Progress, silent
-from cascade_ops.results import CompressionReport, Evaluation, ModelFigures, RecoveryResult, StageResult
+from cascade_ops.results import Evaluation, StageResult
 from cascade_ops.schedule import CascadeSchedule
-from cascade_ops.scoring import Scorer, Scores, score
+from cascade_ops.scoring import Scores
 from cascade_ops.serde import from_jsonable, to_jsonable
-from cascade_ops.training import fit
+from cascade_ops.training import deterministic, fit
 from workflows.artifacts import (
     Inputs,
     Manifest,
     dense_inputs,
     final_inputs,
     is_sound,
+    read_manifest,
     seal,
     stage_inputs,
     step_names,
     verified,
 )
-from workflows.config import JobConfig, ScoringConfig, differences
+from workflows.config import JobConfig, differences
 from workflows.examples import diagnose_examples
+from workflows.means import check_fits, cluster_for, recoverer_for, scorer_for, taught
 from workflows.origin import Origin, key_of, origin_of, recorded_origin, same_origin
 from workflows.prepare import Prepared, build_dense, prepare_data
 from workflows.provenance import provenance
@@ -52,17 +53,17 @@ from workflows.report import write_report
 from workflows.rundir import (
     CONFIG,
     DENSE,
-    PROVENANCE,
     RESULT,
     RunDir,
     create,
     open_run,
-    read_json,
     refuse_existing,
 )
 from workflows.rundir import write_json as write_json_file
 from workflows.status import Tracker
 from workflows.store import Store, give, open_store, take
+from workflows.summary import report_of
+from workflows.tracking import check_trackers, tracking
 
 ARTIFACTS = {"model": "model", "dense_model": f"steps/{DENSE}/model", "report": "report.html"}
 
@@ -85,7 +86,8 @@ class Job:
     schedule: CascadeSchedule
     origin: Origin
     store: Store | None
-    progress: Tracker
+    status: Tracker
+    progress: Progress
     say: Say
 
 
@@ -106,9 +108,11 @@ def start(config: JobConfig, out: Path, *, progress: Progress = silent, say: Say
     config = replace(
         _on_this_machine(config), out=str(out), threads=config.threads or torch.get_num_threads()
     )
-    _deterministic(config)
+    deterministic(config.threads)
     prepared = _load_data(config, say)
     schedule = config.schedule.build()
+    check_trackers(config.tracking)
+    check_fits(config, schedule, prepared.data)
     dense = _seeded_dense(config, prepared)
     validate_schedule(schedule, anatomy_of(dense))
     del dense
@@ -120,7 +124,8 @@ def start(config: JobConfig, out: Path, *, progress: Progress = silent, say: Say
         schedule=schedule,
         origin=origin,
         store=store,
-        progress=_tracker(out, config, schedule, progress),
+        status=(status := _status(out, config, schedule, progress)),
+        progress=status,
         say=say,
     )
     return _carry_out(job)
@@ -158,13 +163,19 @@ def resume(
                 f"{path}: was started with another configuration ({'; '.join(changed)}). "
                 "Resume it without changes, or start a new run."
             )
-        config = replace(config, scoring=requested.scoring, store=requested.store)
+        config = replace(
+            config,
+            scoring=requested.scoring,
+            recovering=requested.recovering,
+            tracking=requested.tracking,
+            store=requested.store,
+        )
     schedule, recorded = config.schedule.build(), recorded_origin(run)
     if requested is None and is_sound(run, config, schedule, recorded, progress):
         say(f"{path}: is complete already")
         return run
     store = None if config.store is None else open_store(config.store)
-    _deterministic(config)
+    deterministic(config.threads)
     prepared = _load_data(config, say)
     origin = same_origin(run, config, recorded, prepared.fingerprint, progress)
     if requested is not None and is_sound(run, config, schedule, recorded, progress):
@@ -177,7 +188,8 @@ def resume(
         schedule=schedule,
         origin=origin,
         store=store,
-        progress=_tracker(path, config, schedule, progress),
+        status=(status := _status(path, config, schedule, progress)),
+        progress=status,
         say=say,
     )
     return _carry_out(job)
@@ -188,7 +200,7 @@ def _changes(recorded: JobConfig, requested: JobConfig) -> list[str]:
     return differences(recorded, replace(_on_this_machine(requested), threads=threads))
 
 
-def _tracker(out: Path, config: JobConfig, schedule: CascadeSchedule, progress: Progress) -> Tracker:
+def _status(out: Path, config: JobConfig, schedule: CascadeSchedule, progress: Progress) -> Tracker:
     work = (config.train.steps, *schedule.steps())
     return Tracker(out, tuple(zip(step_names(schedule), work, strict=True)), progress)
 
@@ -222,12 +234,6 @@ def _loaded(job: Job, folder: Path) -> PreTrainedModel:
     return model
 
 
-def _deterministic(config: JobConfig) -> None:
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-
-
 def _load_data(config: JobConfig, say: Say) -> Prepared:
     prepared = prepare_data(config)
     about = prepared.description
@@ -246,20 +252,13 @@ def _seeded_dense(config: JobConfig, prepared: Prepared) -> PreTrainedModel:
 
 
 def _carry_out(job: Job) -> RunDir:
-    with job.run.held():
-        job.run.sweep()
-        with job.progress.following(), _cluster(job.config.scoring):
+    run, config = job.run, job.config
+    with run.held(), tracking(config.tracking, run.path, run.path.name, job.status) as progress:
+        job = replace(job, progress=progress)
+        run.sweep()
+        with job.status.following(), cluster_for(job.config.scoring, job.config.recovering):
             _unfinished_steps(job)
-    return job.run
-
-
-def _cluster(config: ScoringConfig) -> AbstractContextManager[object]:
-    """One cluster for all stages, where there are workers."""
-    if config.workers == 0:
-        return nullcontext()
-    from workflows.scoring.cluster import connected
-
-    return connected(config.address, cpus=None if config.address else config.workers * config.threads)
+    return run
 
 
 def _unfinished_steps(job: Job) -> None:
@@ -272,7 +271,7 @@ def _unfinished_steps(job: Job) -> None:
     dense = anatomy_of(dense_model)
     scores = None
     if not job.schedule.rescore:
-        scorer = _scorer(job, job.run.step(DENSE))
+        scorer = scorer_for(job.config, job.run.step(DENSE) / "model")
         scores = dense_scores(
             dense_model, job.schedule, job.prepared.data, seed=job.config.seed, scorer=scorer
         )
@@ -288,7 +287,7 @@ def _unfinished_steps(job: Job) -> None:
 
 def _step(job: Job, name: str, inputs: Inputs, work: Callable[[], Done]) -> Manifest:
     """Step ``name``: done before, taken from the store, or done now."""
-    job.progress.begin(name)
+    job.status.begin(name)
     manifest, told = _done_before(job, job.run.step(name), name, inputs), "done before"
     if manifest is None and job.store is not None:
         manifest = take(job.store, key_of(inputs), job.run, name, say=job.say, progress=job.progress)
@@ -300,7 +299,7 @@ def _step(job: Job, name: str, inputs: Inputs, work: Callable[[], Done]) -> Mani
             save_pruned(model, folder / "model")
             write_json_file(folder / RESULT, record)
             manifest = seal(folder, inputs, progress=job.progress)
-    job.progress.finish(name, cached=cached, seconds=job.run.result(name)["seconds"])
+    job.status.finish(name, cached=cached, seconds=job.run.result(name)["seconds"])
     job.say(f"{name}: {told}")
     if job.store is not None:
         give(job.store, job.run.step(name), manifest, say=job.say)
@@ -355,7 +354,9 @@ def _run_stage(
         dense=dense,
         seed=job.config.seed,
         scores=scores,
-        scorer=_scorer(job, job.run.step(names[index])),
+        scorer=scorer_for(job.config, job.run.step(names[index]) / "model"),
+        recoverer=recoverer_for(job.config.recovering, job.run.scratch, device=job.config.device),
+        teacher=partial(_teacher, job, index, names),
         progress=job.progress,
     )
     told = (
@@ -365,13 +366,20 @@ def _run_stage(
     return model, to_jsonable(result), told
 
 
-def _scorer(job: Job, step: Path) -> Scorer:
-    """What scores the model that ``step`` has left: this process, or workers that read it from its files."""
-    if job.config.scoring.workers == 0:
-        return score
-    from workflows.scoring.job import cluster_scorer
-
-    return cluster_scorer(job.config.scoring, step / "model", device=job.config.device)
+def _teacher(job: Job, index: int, names: tuple[str, ...]) -> TeacherCache:
+    """The outputs that stage ``index`` learns from; kept in the run until it is complete."""
+    distillation = job.schedule.recovery.distillation
+    assert distillation is not None  # it is asked for only then
+    name = DENSE if distillation.teacher == "dense" else names[index]
+    key = key_of({"teacher": read_manifest(job.run.step(name)).content, **to_jsonable(distillation)})
+    return taught(
+        job.run.step(name) / "model",
+        job.run.teachers / key[:16],
+        distillation,
+        job.prepared.data,
+        device=job.config.device,
+        progress=job.progress,
+    )
 
 
 def _told(evaluation: Evaluation) -> str:
@@ -381,63 +389,21 @@ def _told(evaluation: Evaluation) -> str:
 
 def _finish(job: Job, names: tuple[str, ...], dense_model: PreTrainedModel, content: str) -> None:
     """The final model and the report, whose JSON form marks the run as complete."""
-    began = time.perf_counter()
     inputs = final_inputs(content, job.origin)
     if _done_before(job, job.run.model, "model", inputs) is None:
         with written_whole(job.run.model) as folder:
             shutil.copytree(job.run.step(names[-1]) / "model", folder, dirs_exist_ok=True)
             seal(folder, inputs, progress=job.progress)
     final_model = _loaded(job, job.run.model)
-    report = _report(job, names, dense_model, final_model, began)
+    report = report_of(
+        job.run,
+        job.config,
+        job.prepared,
+        tuple(from_jsonable(StageResult, job.run.result(name)) for name in names[1:]),
+        dense=dense_model,
+        final=final_model,
+        progress=job.progress,
+    )
     examples = diagnose_examples(dense_model, final_model, job.prepared)
+    shutil.rmtree(job.run.teachers, ignore_errors=True)
     write_report(report, job.run.path, artifacts=ARTIFACTS, examples=examples)
-
-
-def _report(
-    job: Job, names: tuple[str, ...], dense_model: PreTrainedModel, final_model: PreTrainedModel, began: float
-) -> CompressionReport:
-    config, data = job.config, job.prepared.data
-    record = job.run.result(DENSE)
-    stages = tuple(from_jsonable(StageResult, job.run.result(name)) for name in names[1:])
-    dense, final = _figures(
-        (dense_model, from_jsonable(Evaluation, record["evaluation"])),
-        (final_model, stages[-1].after_recovery),
-        job,
-    )
-    return CompressionReport(
-        task=config.task,
-        dataset=job.prepared.description["name"],
-        split=job.prepared.description["split"],
-        seeds=(config.seed,),
-        model=model_name(config),
-        dense=dense,
-        final=final,
-        stages=stages,
-        dense_training=from_jsonable(RecoveryResult, record["training"]) if config.train.steps else None,
-        seconds=record["seconds"] + sum(stage.seconds for stage in stages) + time.perf_counter() - began,
-        data=job.prepared.description,
-        config=to_jsonable(config),
-        provenance=_recorded_provenance(job, data.metadata),
-    )
-
-
-def _recorded_provenance(job: Job, metadata: dict[str, Any]) -> dict[str, Any]:
-    recorded: dict[str, Any] = read_json(job.run.path / PROVENANCE)
-    return {**recorded, "split": metadata.get("split")}
-
-
-def _figures(
-    dense: tuple[PreTrainedModel, Evaluation], final: tuple[PreTrainedModel, Evaluation], job: Job
-) -> tuple[ModelFigures, ModelFigures]:
-    job.progress("latency", 0, 1)
-    times = latency([dense[0], final[0]], job.prepared.data.test)
-    job.progress("latency", 1, 1)
-    return model_figures(dense[0], times[0], dense[1]), model_figures(final[0], times[1], final[1])
-
-
-def model_name(config: JobConfig) -> str:
-    """What the report calls the model."""
-    if config.model.path is not None:
-        return Path(config.model.path).name
-    assert config.model.config is not None  # ModelConfig has one of the two
-    return str(config.model.config["model_type"])

@@ -45,6 +45,16 @@ class RunDir:
         return self.path / "model"
 
     @property
+    def scratch(self) -> Path:
+        """For what passes between processes; swept away when a run goes on."""
+        return self.path / ".scratch"
+
+    @property
+    def teachers(self) -> Path:
+        """Outputs of teachers, which are kept until the run is complete."""
+        return self.path / "teachers"
+
+    @property
     def report(self) -> Path:
         return self.path / REPORT
 

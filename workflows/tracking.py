@@ -27,8 +27,12 @@ def tracking(
         UnknownNameError: no such tracker.
         ConfigError: its package is not installed; nothing was started.
     """
-    modules = {name: _module(name) for name in dict.fromkeys(names)}
-    return _tracking(modules, folder, run, progress)
+    return _tracking(check_trackers(names), folder, run, progress)
+
+
+def check_trackers(names: Sequence[str]) -> dict[str, Any]:
+    """The packages of these trackers. Raises UnknownNameError, ConfigError."""
+    return {name: _module(name) for name in dict.fromkeys(names)}
 
 
 def _module(name: str) -> Any:

@@ -426,9 +426,9 @@ def test_lora_trains_and_merges(name: str, dtype: torch.dtype, pruned: bool) -> 
     modules = [type(m) for m in model.modules()]
     with trainable(model, Recovery(rank=3, alpha=6.0, unfreeze=()), 0):
         assert torch.equal(logits_of(model, inputs), before), "a fresh adapter must change nothing"
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        assert len(trainable) == 2 * len(lora_paths_inside(model))
-        optimizer = torch.optim.AdamW(trainable, lr=0.02)
+        learning = [p for p in model.parameters() if p.requires_grad]
+        assert len(learning) == 2 * len(lora_paths_inside(model))
+        optimizer = torch.optim.AdamW(learning, lr=0.02)
         for _ in range(2):
             optimizer.zero_grad()
             per_sample_loss(model, batch).mean().backward()

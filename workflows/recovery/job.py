@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,16 @@ from cascade_ops.errors import UsageError
 from cascade_ops.evaluation import evaluate
 from cascade_ops.files import written_whole
 from cascade_ops.progress import Progress, silent
-from cascade_ops.recovery import Recoverer, recover, train_config
+from cascade_ops.recovery import train_config
 from cascade_ops.results import Evaluation, RecoveryResult
 from cascade_ops.schedule import Recovery
 from cascade_ops.serde import to_jsonable
 from cascade_ops.tasks import TaskData, check_disjoint, lm_data
 from cascade_ops.training import deterministic
 from cascade_ops.zero import deepspeed_document
-from workflows.config import RecoveringConfig
+from workflows.config import RecoveringConfig, ScoringConfig
 from workflows.hub import locate
+from workflows.means import cluster_for, recoverer_for
 from workflows.models import check_classes, model_folder, run_config
 from workflows.prepare import prepare_data, tokenizer_in, with_data
 from workflows.provenance import provenance
@@ -103,11 +103,11 @@ def run_recovery(
         check_disjoint(data.train, data.validation)
     deterministic(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with written_whole(out) as scratch, on_cluster(recovering):
+    with written_whole(out) as scratch, cluster_for(ScoringConfig(), recovering):
         loaded: PreTrainedModel = load_pruned(folder)
         loaded.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to
         before = evaluate(loaded, data.test, task=data.task, classes=data.classes)
-        result = recoverer_of(recovering, scratch / "scratch", device=device)(
+        result = recoverer_for(recovering, scratch / "scratch", device=device)(
             loaded,
             data.train,
             recovery,
@@ -144,25 +144,6 @@ def _write(model: PreTrainedModel, report: RecoverReport, folder: Path) -> None:
 def machine_view(report: RecoverReport) -> dict[str, Any]:
     """The report as JSON-able data."""
     return {"schema": SCHEMA, **to_jsonable(report)}
-
-
-def recoverer_of(config: RecoveringConfig, scratch: Path, *, device: str) -> Recoverer:
-    """What carries out recovery fits: this process, or workers on a cluster."""
-    if config.workers == 0:
-        return recover
-    from workflows.recovery.trainer import cluster_recoverer
-
-    return cluster_recoverer(config, scratch, device=device)
-
-
-def on_cluster(config: RecoveringConfig) -> AbstractContextManager[object]:
-    """A cluster for as long as fits need it, where there are workers."""
-    if config.workers == 0:
-        return nullcontext()
-    from workflows.scoring.cluster import connected
-
-    # Ray Train's controller wants a core's share of its own; the workers leave it nothing otherwise.
-    return connected(config.address, cpus=None if config.address else config.workers * config.threads + 1)
 
 
 def _teacher(

@@ -59,7 +59,8 @@ CHANGES = {
             "schedule.recovery.rank=3", "schedule.recovery.alpha=3", "schedule.recovery.learning_rate=0.5",
             "schedule.recovery.unfreeze=[]", "schedule.recovery.compensation=true", "schedule.recovery.patience=3",
             "schedule.recovery.distillation={}", "schedule.rescore=false", "schedule.stages.0.ratio=0.5",
-            "schedule.stages.0.criterion=wanda", "schedule.stages.0.allocation=global", "recovering.workers=2",
+            "schedule.stages.0.criterion=wanda", "schedule.stages.0.allocation=global",
+            "recovering={workers: 1, zero: {dtype: bfloat16}}",
         ),
         1,
     ),
@@ -72,6 +73,7 @@ CHANGES = {
         (
             "scoring.workers=2", "out=elsewhere", "store=elsewhere", "data.path=elsewhere", "data.train=a.txt",
             "data.test=b.txt", "model.tokenizer=elsewhere", "recovering.threads=4",
+            "recovering={workers: 2, zero: {stage: 3, offload: true}}", "tracking=[tensorboard]",
         ),
         NEVER,
     ),
@@ -137,7 +139,7 @@ def test_every_part_of_the_configuration_has_been_thought_of() -> None:
         "device",
         "out",
     }
-    assert {field.name for field in fields(JobConfig)} == known | {"store"}
+    assert {field.name for field in fields(JobConfig)} == known | {"store", "tracking"}
 
 
 INPUTS: Inputs = {"kind": "dense", "seed": 0}
