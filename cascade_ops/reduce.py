@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 ROWS = 32
+TALL = 2048
 
 
 def column_sums(
@@ -28,6 +29,15 @@ def column_dot(
     """``Σ_t x_tj y_tj`` of each column j, in float64 from products in float32 (or wider)."""
     pairs = zip(x.split(ROWS), y.split(ROWS), strict=True)
     return torch.stack([wide(one).mul(other).sum(dim=0) for one, other in pairs]).double().sum(dim=0)
+
+
+def gram(x: Float[Tensor, "tokens columns"]) -> Float[Tensor, "columns columns"]:
+    """``Σ_t x_t x_tᵀ``: products and sums in float32 (or wider) over at most ``TALL`` rows, in float64 over these."""
+    total = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    for rows in x.split(TALL):
+        tall = wide(rows)
+        total += tall.T @ tall
+    return total
 
 
 def row_cosines(

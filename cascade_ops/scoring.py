@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cascade_ops.anatomy import ModelAnatomy, base_of, blocks_of, family_of
+from cascade_ops.anatomy import ModelAnatomy, anatomy_of, base_of, blocks_of, family_of
 from cascade_ops.batches import Batch, on_device
 from cascade_ops.criteria import CRITERIA, Columns, LayerView
 from cascade_ops.errors import DataError, PlanError
@@ -81,12 +81,17 @@ def score(
         DataError: no calibration data, or the model's outputs on it are not finite.
         UnsupportedFamilyError: no FamilySpec describes the model.
     """
-    needs, piece = needs_of(criteria), Piece.whole(model)
-    statistics = Statistics.zero()
+    statistics = gather(model, batches, needs_of(criteria))
+    return scores_from(model, anatomy_of(model), statistics, criteria, seed=seed)
+
+
+def gather(model: nn.Module, batches: Iterable[Batch], needs: frozenset[Need]) -> Statistics:
+    """The statistics of calibration batches, all from one sweep. Raises DataError."""
+    piece, statistics = Piece.whole(model), Statistics.zero()
     for batch in batches if needs else ():
         statistics = statistics + collect(piece, on_device(batch, model), needs)
     check_statistics(statistics, piece.anatomy, needs)
-    return scores_from(model, piece.anatomy, statistics, criteria, seed=seed)
+    return statistics
 
 
 def needs_of(criteria: Sequence[str]) -> frozenset[Need]:

@@ -7,6 +7,7 @@ accumulate in float64.
 | quantity | key | sum over |
 |---|---|---|
 | ``x``, ``x²`` | (name, HEAD or CHANNEL, layer) | tokens; one entry per input column |
+| ``x xᵀ`` | (name, HEAD or CHANNEL, layer) | tokens; input columns × input columns |
 | ``Σₒ|Σ_{d∈h} x_d W_od|`` | (name, HEAD, layer) | tokens; one entry per head |
 | ``|x|`` | (name, CHANNEL, layer) | tokens; one entry per channel |
 | ``|∂ℓ/∂g|``, ``(∂ℓ/∂g)²`` | (name, granularity, layer) | samples; one entry per unit |
@@ -24,10 +25,10 @@ from torch import Tensor
 
 from cascade_ops.granularity import Granularity
 
-Need = Literal["moments", "projection", "gate_gradients", "block_cosine"]
+Need = Literal["moments", "projection", "gate_gradients", "block_cosine", "covariance"]
 Key = tuple[str, Granularity, int]
 
-X, X_SQUARED, COSINE = "x", "x2", "cos"
+X, X_SQUARED, XX, COSINE = "x", "x2", "xx", "cos"
 PROJECTED, ABS_X = "projected", "abs_x"
 ABS_GRADIENT, SQUARED_GRADIENT = "abs_gradient", "squared_gradient"
 
@@ -38,7 +39,7 @@ class Statistics:
 
     samples: int
     tokens: int
-    sums: Mapping[Key, Float[Tensor, " _units"]]
+    sums: Mapping[Key, Float[Tensor, "*_units"]]
 
     @classmethod
     def zero(cls) -> Statistics:

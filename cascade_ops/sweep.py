@@ -26,7 +26,7 @@ from cascade_ops.granularity import Granularity
 from cascade_ops.layer import LayerAnatomy
 from cascade_ops.linear import linear, weight_of
 from cascade_ops.loss import per_sample_loss
-from cascade_ops.reduce import column_dot, column_sums, row_cosines, wide
+from cascade_ops.reduce import column_dot, column_sums, gram, row_cosines, wide
 from cascade_ops.shards import Piece
 from cascade_ops.statistics import (
     ABS_GRADIENT,
@@ -35,6 +35,7 @@ from cascade_ops.statistics import (
     PROJECTED,
     SQUARED_GRADIENT,
     X_SQUARED,
+    XX,
     Key,
     Need,
     Statistics,
@@ -197,6 +198,10 @@ class _Run:
             if "moments" in self.needs:
                 moments = column_sums(x, lambda rows: (rows, rows.square()))
                 self.sums[X, part, index], self.sums[X_SQUARED, part, index] = moments
+            if "covariance" in self.needs:
+                self.sums[XX, part, index] = gram(x)
+                if "moments" not in self.needs:
+                    (self.sums[X, part, index],) = column_sums(x, lambda rows: (rows,))
             if "projection" in self.needs and part is Granularity.CHANNEL:
                 (self.sums[ABS_X, part, index],) = column_sums(x, lambda rows: (rows.abs(),))
             if "projection" in self.needs and part is Granularity.HEAD:
