@@ -14,14 +14,17 @@ import ray
 import torch
 from transformers import PreTrainedModel
 
+from cascade_ops.checkpoint import load_pruned
 from cascade_ops.errors import CascadeError, ConfigError
 from cascade_ops.progress import Progress, silent
 from cascade_ops.recovery import recover
 from cascade_ops.results import RecoveryResult
 from cascade_ops.schedule import Recovery
 from cascade_ops.zero import Zero
+from tests.cli.conftest import TINY
 from tests.factories import batch_for, llama_like
 from tests.ray.conftest import living
+from workflows import config, job
 from workflows.config import RecoveringConfig
 from workflows.recovery.trainer import cluster_recoverer
 
@@ -127,3 +130,19 @@ def test_what_a_worker_finds_wrong_is_told_as_here(data: dict[str, torch.Tensor]
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="8 samples cannot be divided by 3 workers"):
         mended(data, tmp_path, workers=3)
+
+
+def test_a_cascade_that_mends_on_workers_ends_as_one_that_does_not(tmp_path: Path) -> None:
+    stage = {"granularity": "channel", "ratio": 0.5}
+    document = copy.deepcopy(TINY) | {
+        "schedule": {"stages": [stage], "recovery": {"steps": 6, "batch_size": 16}}
+    }
+    document["model"]["config"] |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    models = []
+    for name, changes in (("here", {}), ("there", {"recovering": {"workers": 2}})):
+        run = job.start(config.resolve({**document, **changes}), tmp_path / name)
+        models.append(load_pruned(run.model).state_dict())
+    torch.testing.assert_close(*models, rtol=0, atol=1e-5)
+    assert not (tmp_path / "there" / ".scratch").exists() or not list(
+        (tmp_path / "there" / ".scratch").iterdir()
+    )
