@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cascade_ops.cascade import run_cascade as run_cascade
     from cascade_ops.checkpoint import load_pruned as load_pruned
     from cascade_ops.checkpoint import save_pruned as save_pruned
+    from cascade_ops.compensation import compensate as compensate
     from cascade_ops.errors import CascadeError as CascadeError
     from cascade_ops.evaluation import evaluate as evaluate
     from cascade_ops.gates import Gates as Gates
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from cascade_ops.schedule import Recovery as Recovery
     from cascade_ops.schedule import Stage as Stage
     from cascade_ops.scoring import ImportanceScores as ImportanceScores
+    from cascade_ops.scoring import gather as gather
     from cascade_ops.scoring import score as score
     from cascade_ops.sia import SIAReport as SIAReport
     from cascade_ops.sia import check_sia as check_sia
@@ -62,9 +64,11 @@ _HOME = {
     "Statistics": "statistics",
     "anatomy_of": "anatomy",
     "check_sia": "sia",
+    "compensate": "compensation",
     "default_schedule": "cascade",
     "evaluate": "evaluation",
     "gated": "gates",
+    "gather": "scoring",
     "load_pruned": "checkpoint",
     "masked": "gates",
     "plan_ratio": "planning",

@@ -16,13 +16,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cascade_ops.anatomy import anatomy_of, base_of, blocks_of, family_of
+from cascade_ops.anatomy import ModelAnatomy, anatomy_of, base_of, blocks_of, family_of
 from cascade_ops.errors import DataError
 from cascade_ops.granularity import Granularity
 from cascade_ops.layer import LayerAnatomy
 from cascade_ops.linear import Linear, bias_of, linear, weight_of
 from cascade_ops.plan import PruningPlan
 from cascade_ops.statistics import XX, Statistics, X
+
+ROUNDING = 1e-10
+"""Variance below this part of the second moment is rounding."""
 
 
 @torch.no_grad()
@@ -37,7 +40,8 @@ def compensate(model: nn.Module, plan: PruningPlan, statistics: Statistics, *, r
 
     Raises:
         PlanError: the plan does not fit; nothing was changed.
-        DataError: the statistics hold no second moments of this granularity.
+        DataError: the statistics hold no second moments of this granularity, or of another model; nothing was
+            changed.
     """
     anatomy = anatomy_of(model)
     anatomy.after(plan)
@@ -46,22 +50,27 @@ def compensate(model: nn.Module, plan: PruningPlan, statistics: Statistics, *, r
     spec = family_of(base_of(model).config)
     channels = plan.granularity is Granularity.CHANNEL
     part = Granularity.CHANNEL if channels else Granularity.HEAD
+    _check(statistics, anatomy, part)
     pairs = zip(blocks_of(model), anatomy.layers, plan.keep, strict=True)
     for index, (block, layer, kept) in enumerate(pairs):
-        if (XX, part, index) not in statistics.sums:
-            raise DataError(
-                f"compensation: expected second moments of layer {index}; gather them with 'covariance'"
-            )
         columns = _columns(layer, plan.granularity, kept)
         second = statistics.sums[XX, part, index] / statistics.tokens
         mean = statistics.sums[X, part, index] / statistics.tokens
         if len(columns) < len(mean):
-            _refit(
-                linear(block, spec.mlp_output if channels else spec.attention_output),
-                columns,
-                second,
-                mean,
-                ridge,
+            projection = linear(block, spec.mlp_output if channels else spec.attention_output)
+            _refit(projection, columns, second, mean, ridge)
+
+
+def _check(statistics: Statistics, anatomy: ModelAnatomy, part: Granularity) -> None:
+    """Raises DataError where second moments are missing, or of another model."""
+    for index, layer in enumerate(anatomy.layers):
+        wanted = layer.channels if part is Granularity.CHANNEL else layer.heads * layer.head_dim
+        found = statistics.sums.get((XX, part, index))
+        if found is None or len(found) != wanted:
+            have = "none" if found is None else f"those of {len(found)}"
+            raise DataError(
+                f"compensation: expected second moments of {wanted} columns ({part}) in layer {index}, found {have}; "
+                "gather them with 'covariance' on the model as it is"
             )
 
 
@@ -84,13 +93,14 @@ def _refit(
     keep = keep.to(second.device)
     removed = torch.ones(len(mean), dtype=torch.bool, device=second.device)
     removed[keep] = False
+    noise = ROUNDING * second.diagonal()[keep].mean()
     if bias is not None:
         second = second - torch.outer(mean, mean)
     kept_moments = second[keep][:, keep]
     damping = ridge * kept_moments.diagonal().mean()
     dense = weight.double()
     change = torch.zeros_like(dense[:, keep])
-    if damping > 0:  # otherwise what is kept never moves, and cannot take over anything
+    if damping > ridge * noise:  # otherwise what is kept never moves, and cannot take over anything
         kept_moments.diagonal().add_(damping)
         factor = torch.linalg.cholesky(kept_moments)
         change = torch.cholesky_solve(second[keep][:, removed] @ dense[:, removed].T, factor).T

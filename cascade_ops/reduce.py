@@ -32,10 +32,13 @@ def column_dot(
 
 
 def gram(x: Float[Tensor, "tokens columns"]) -> Float[Tensor, "columns columns"]:
-    """``Σ_t x_t x_tᵀ``: products and sums in float32 (or wider) over at most ``TALL`` rows, in float64 over these."""
+    """``Σ_t x_t x_tᵀ``, in float64, at most ``TALL`` rows at a time.
+
+    In float32 its rounding, relative to the squared mean, exceeds the variance of columns that hardly move.
+    """
     total = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     for rows in x.split(TALL):
-        tall = wide(rows)
+        tall = rows.double()
         total += tall.T @ tall
     return total
 

@@ -66,7 +66,9 @@ class RecoverOptions:
         if self.recovery.steps < 1:
             raise UsageError(f"--steps: must be ≥ 1, got {self.recovery.steps}: nothing would be learnt")
         if self.recovery.compensation:
-            raise UsageError("recovery.compensation: happens at a cut (cascade compress), not afterwards; leave it out")
+            raise UsageError(
+                "recovery.compensation: happens at a cut (cascade compress), not afterwards; leave it out"
+            )
         if (self.recovery.distillation is None) != (self.teacher is None):
             raise UsageError("--teacher and distillation belong together: give a teacher's model, or neither")
 

@@ -106,6 +106,8 @@ def _stage(stage: StageResult) -> dict[str, Any]:
         "metric_after_recovery": after.value,
         "metric_after_recovery_ci": _interval(after),
         "recovery_steps": stage.recovery.steps,
+        "recovery_steps_done": len(stage.recovery.losses),
+        "recovery_workers": stage.recovery.workers,
         "seconds": stage.seconds,
     }
 

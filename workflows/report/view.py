@@ -10,7 +10,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cascade_ops.results import CompressionReport, Evaluation, Metric, ModelFigures, StageResult
+from cascade_ops.results import (
+    CompressionReport,
+    Evaluation,
+    Metric,
+    ModelFigures,
+    RecoveryResult,
+    StageResult,
+)
 from cascade_ops.serde import to_jsonable
 from workflows.report import charts
 from workflows.report import format as fmt
@@ -118,9 +125,7 @@ def page_view(
         recalls=_recalls(dense.evaluation, final.evaluation),
         examples=tuple(example_view(example) for example in examples),
         dense_curve=charts.loss_curve(training.losses, "Loss of the dense training") if training else None,
-        dense_training=_recovery_text(training.steps, training.batch_size, training.seconds)
-        if training
-        else "",
+        dense_training=_recovery_text(training) if training else "",
         provenance=_provenance(report, artifacts),
         config=json.dumps(to_jsonable(report.config), indent=2, ensure_ascii=False, default=str),
         keys={
@@ -310,7 +315,7 @@ def _stage(report: CompressionReport, stage: StageResult, style: fmt.MetricStyle
         cut_interval=style.interval(before.low, before.high),
         recovered=style.value(after.value),
         recovered_interval=style.interval(after.low, after.high),
-        recovery=_recovery_text(stage.recovery.steps, stage.recovery.batch_size, stage.recovery.seconds),
+        recovery=_recovery_text(stage.recovery),
         time=fmt.duration(stage.seconds),
         bars=charts.layer_bars(stage.layers, levels(stage)) if by_layer else None,
         map=None if by_layer else unit_map(stage, _gone(report, stage)),
@@ -333,8 +338,10 @@ def _gone(report: CompressionReport, stage: StageResult) -> dict[int, str]:
     return gone
 
 
-def _recovery_text(steps: int, batch_size: int, seconds: float) -> str:
-    return f"{fmt.integer(steps)} steps of {batch_size}, {fmt.duration(seconds)}"
+def _recovery_text(fit: RecoveryResult) -> str:
+    stopped = f" (stopped after {fmt.integer(len(fit.losses))})" if 0 < len(fit.losses) < fit.steps else ""
+    shared = f" on {fit.workers} workers" if fit.workers else ""
+    return f"{fmt.integer(fit.steps)} steps of {fit.batch_size}{stopped}{shared}, {fmt.duration(fit.seconds)}"
 
 
 def _matrices(report: CompressionReport) -> tuple[MatrixView, ...]:

@@ -194,12 +194,40 @@ def test_columns_that_never_move_are_left_alone() -> None:
     assert_same_weights(model, twin)
 
 
+@pytest.mark.parametrize("moving", [0.0, 1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("ridge", [1e-6, 1e-2])
+def test_columns_that_hardly_move_around_a_large_mean(moving: float, ridge: float) -> None:
+    """Their covariance is a small difference of large numbers, which must not make the solve fail or run wild."""
+    model, kept = gpt2(), 10
+    with torch.no_grad():
+        for block in blocks_of(model):
+            block.mlp.c_fc.weight[:, :kept] *= moving
+            block.mlp.c_fc.bias[:kept] = 30 * torch.linspace(0.7, 1.3, kept)
+    data = batch_for(model, samples=64, tokens=30)
+    plan = PruningPlan.from_keep("channel", [range(kept)] * 3)
+    before, inputs = projections(model, Granularity.CHANNEL), activations(model, data, Granularity.CHANNEL)
+    compensate(model, plan, gather(model, [data], NEEDS), ridge=ridge)
+    for (old, bias), (new, shift), x in zip(
+        before, projections(model, Granularity.CHANNEL), inputs, strict=True
+    ):
+        assert bias is not None
+        assert shift is not None
+        old, bias, new, shift, x = (t.double() for t in (old, bias, new, shift, x))
+        dense, cut = x @ old.T + bias, x[:, :kept] @ old[:, :kept].T + bias
+        refitted = x[:, :kept] @ new[:, :kept].T + shift
+        assert (refitted - dense).square().sum() <= (cut - dense).square().sum()
+        torch.testing.assert_close(refitted.mean(0), dense.mean(0), rtol=1e-3, atol=1e-3)
+
+
 def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     model = llama_like()
     twin, plan = copy.deepcopy(model), varied_plan(anatomy_of(model), Granularity.CHANNEL)
     nothing = Statistics(samples=1, tokens=1, sums={})
-    with pytest.raises(DataError, match="second moments of layer 0"):
+    with pytest.raises(DataError, match=r"second moments of .* in layer 0, found none"):
         compensate(model, plan, nothing, ridge=1e-2)
+    earlier = gather(llama_like(heads=8), [batch_for(model, samples=2, tokens=4)], NEEDS)
+    with pytest.raises(DataError, match=r"in layer 0, found those of 32"):
+        compensate(model, varied_plan(anatomy_of(model), Granularity.HEAD), earlier, ridge=1e-2)
     with pytest.raises(PlanError):
         compensate(model, PruningPlan.from_keep("channel", [[0]]), nothing, ridge=1e-2)
     assert_same_weights(model, twin)
