@@ -95,7 +95,7 @@ def run(name: str, seed: int) -> list[dict[str, Any]]:
     measured = evaluate(dense, data.test, task="diagnosis", classes=data.classes)
     rows = [_row(name, seed, "dense", (1.0, 0), measured, (), began)]
     for target, steps in REGIMES:
-        recovery = dataclasses.replace(config.schedule.recovery, steps=steps)
+        recovery = dataclasses.replace(config.schedule.recovery, steps=steps, compensation=False)
         cascade = default_schedule(target, recovery=recovery)
         for method, schedule in (
             ("cascade", cascade),

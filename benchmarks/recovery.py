@@ -26,6 +26,8 @@ from page import rewrite, table
 RESULTS = Path(__file__).resolve().parent / "results" / "recovery.jsonl"
 TARGETS = (4.0, 13.8, 20.0)
 STEPS = 60
+CUTS = (("channel", 0.3), ("channel", 0.5), ("channel", 0.7), ("head", 0.25), ("head", 0.5))
+"""Single cuts, without any training after them."""
 KINDS: dict[str, dict[str, Any]] = {
     "none": {"steps": 0},
     "compensation": {"steps": 0, "compensation": True},
@@ -76,11 +78,12 @@ def run(seed: int) -> list[dict[str, Any]]:
             "loss": measured.loss,
         }
     ]
+    rows += cuts(dense, data, seed)
     with tempfile.TemporaryDirectory() as scratch:
         teacher = cache_teacher(dense, data.train, Path(scratch) / "teacher", Distillation())
         for target in TARGETS:
             for kind, settings in KINDS.items():
-                given = {"steps": STEPS} | settings
+                given = {"steps": STEPS, "compensation": False} | settings
                 if "distillation" in given:
                     given["distillation"] = Distillation(**given["distillation"])
                 recovery = dataclasses.replace(config.schedule.recovery, **given)
@@ -109,6 +112,32 @@ def run(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def cuts(dense: Any, data: Any, seed: int) -> list[dict[str, Any]]:
+    """What compensation buys before any training, after one cut of the dense model."""
+    from cascade_ops.cascade import run_cascade
+    from cascade_ops.granularity import Granularity
+    from cascade_ops.schedule import CascadeSchedule, Recovery, Stage
+
+    rows = []
+    for granularity, ratio in CUTS:
+        for compensation in (False, True):
+            stage = Stage(granularity=Granularity(granularity), ratio=ratio)
+            recovery = Recovery(steps=0, compensation=compensation)
+            schedule = CascadeSchedule(stages=(stage,), recovery=recovery)
+            (result,) = run_cascade(copy.deepcopy(dense), schedule, data, seed=seed)
+            found = result.before_recovery
+            rows.append(
+                {
+                    "seed": seed,
+                    "kind": f"{granularity} {ratio}",
+                    "target": float(compensation),
+                    "accuracy": found.metric.value,
+                    "loss": found.loss,
+                }
+            )
+    return rows
+
+
 def page(rows: list[dict[str, Any]]) -> str:
     """Accuracy and test loss by recovery and target."""
     seeds = sorted({row["seed"] for row in rows})
@@ -127,7 +156,20 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"{STEPS} steps of 64 windows ({', '.join(k for k, v in KINDS.items() if v.get('steps') == 0)}: no step); "
         f"{len(seeds)} seeds; dense {percent(dense)} %. Accuracy in % (cross-entropy on the test side):\n\n"
         + table(head, lines)
+        + "\n\nOne cut of the dense model, no training at all:\n\n"
+        + table(("removed", "cut", "cut and compensated"), [_cut(*cut, by, seeds) for cut in CUTS])
     )
+
+
+def _cut(
+    granularity: str, ratio: float, by: dict[tuple[str, float, int], dict[str, Any]], seeds: list[int]
+) -> list[str]:
+    cells = [f"{ratio:.0%} of {granularity}s"]
+    for compensation in (0.0, 1.0):
+        found = [by[f"{granularity} {ratio}", compensation, seed] for seed in seeds]
+        loss, half = interval([row["loss"] for row in found])
+        cells.append(f"{percent([row['accuracy'] for row in found])} ({loss:.3f} ± {half:.3f})")
+    return cells
 
 
 def main() -> None:
