@@ -156,13 +156,11 @@ def _agreeing(where: str, ours: Any, given: Any) -> Any:
 
 
 def _check_zero(path: Path, settings: dict[str, Any]) -> None:
-    from pydantic import ValidationError
-
     deepspeed = quiet_deepspeed()
     try:
         deepspeed.runtime.zero.config.DeepSpeedZeroConfig(**settings)
-    except ValidationError as error:
-        first = error.errors()[0]
+    except ValueError as error:  # pydantic's, which lists what it found
+        first = error.errors()[0]  # type: ignore[attr-defined]
         where = ".".join(map(str, ("zero_optimization", *first["loc"])))
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from types import FrameType
 from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from cascade_ops.progress import Progress as Told
+from cascade_ops.progress import silent
 
 LINE_EVERY = 10.0
 """Seconds between progress lines where stderr is not a terminal."""
@@ -95,13 +101,13 @@ class Output:
         Console(file=self._stdout, highlight=False, width=width).print(table)
 
     @contextmanager
-    def working(self) -> Iterator[Lines | Bar | None]:
-        """A Progress for the body, None if quiet. What libraries print to stdout goes to stderr meanwhile."""
-        with redirect_stdout(self._stderr):
+    def working(self) -> Iterator[Told]:
+        """A Progress for the body, silent if quiet. What libraries print to stdout goes to stderr meanwhile."""
+        with redirect_stdout(self._stderr), _interrupts() as look:
             if self.quiet:
-                yield None
+                yield _looking(look, silent)
             elif not self._stderr.isatty():
-                yield Lines(self._stderr)
+                yield _looking(look, Lines(self._stderr))
             else:
                 columns = (
                     TextColumn("{task.description:>16}"),
@@ -113,7 +119,7 @@ class Output:
                 self._above = Console(file=self._stderr)
                 try:
                     with Progress(*columns, console=self._above, transient=True) as progress:
-                        yield Bar(progress)
+                        yield _looking(look, Bar(progress))
                 finally:
                     self._above = None
 
@@ -132,6 +138,42 @@ class Output:
                         yield live.update
                 finally:
                     self._above = None
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Something to call now and then: raises KeyboardInterrupt if a Ctrl-C has come and was swallowed.
+
+    Python raises it wherever the program happens to be, which may be a finalizer, or a library's check whether
+    another library can be imported: both go on as if nothing had happened.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    seen = False
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal seen
+        seen = True
+        raise KeyboardInterrupt
+
+    def look() -> None:
+        if seen:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield look
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _looking(look: Callable[[], None], progress: Told) -> Told:
+    def told(phase: str, done: int, total: int, **figures: float) -> None:
+        look()
+        progress(phase, done, total, **figures)
+
+    return told
 
 
 def _shown(value: Any) -> str:

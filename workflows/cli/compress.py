@@ -112,13 +112,12 @@ def _run(path: Path, request: JobConfig | None, *, is_new: bool, output: Output)
 
 
 def _carry_out(path: Path, request: JobConfig | None, is_new: bool, progress: Any, output: Output) -> RunDir:
-    from cascade_ops.progress import silent
     from workflows import job
 
     if is_new:
         assert request is not None  # resume alone goes without
-        return job.start(request, path, progress=progress or silent, say=output.say)
-    return job.resume(path, requested=request, progress=progress or silent, say=output.say)
+        return job.start(request, path, progress=progress, say=output.say)
+    return job.resume(path, requested=request, progress=progress, say=output.say)
 
 
 def _show(run: RunDir, output: Output) -> None:

@@ -54,7 +54,6 @@ def recover(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and data.")] = False,
 ) -> None:
     """Mend a pruned model: low-rank updates on its shapes, merged afterwards (or --set recovery.method=full)."""
-    from cascade_ops.progress import silent
     from workflows.console import Output
     from workflows.recovery.job import machine_view, run_recovery
 
@@ -92,7 +91,7 @@ def recover(
     path = out or Path("runs") / time.strftime("recover-%Y%m%d-%H%M%S")
     try:
         with output.working() as progress:
-            report = run_recovery(model, options, path, progress=progress or silent)
+            report = run_recovery(model, options, path, progress=progress)
     except KeyboardInterrupt:
         fail("interrupted; nothing was written, the same command starts again", 1)
     if as_json:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import signal
 import sys
 
 import pytest
@@ -22,12 +24,13 @@ def test_lines_come_now_and_then() -> None:
 def test_stray_output_does_not_reach_the_document(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(as_json=True)
     with output.working() as progress:
-        assert isinstance(progress, Lines)
+        progress("recover", 1, 1)
         sys.stdout.write("a library says hello")
         output.say("log line")
     output.document({"schema": "x/1"})
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"schema": "x/1"}
+    assert "recover: 1/1" in captured.err
     assert "hello" in captured.err
     assert "log line" in captured.err
 
@@ -36,8 +39,20 @@ def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(quiet=True)
     with output.working() as progress:
         output.say("log line")
-    assert progress is None
+        progress("recover", 1, 1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_an_interrupt_that_was_swallowed_is_raised_at_the_next_step(quiet: bool) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Output(quiet=quiet).working() as progress:
+        progress("recover", 1, 3)
+        with contextlib.suppress(KeyboardInterrupt):  # as a finalizer does
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            progress("recover", 2, 3)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
