@@ -27,6 +27,7 @@ from tests.ray.conftest import living
 from workflows import config, job
 from workflows.config import RecoveringConfig
 from workflows.recovery.trainer import cluster_recoverer
+from workflows.scoring.sizing import ClusterTooSmallError
 
 RECOVERY = Recovery(steps=8, batch_size=8, rank=3, alpha=6.0, patience=3, check_every=2)
 CLOSE = {"rtol": 0.0, "atol": 2e-6}
@@ -130,6 +131,8 @@ def test_what_a_worker_finds_wrong_is_told_as_here(data: dict[str, torch.Tensor]
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="8 samples cannot be divided by 3 workers"):
         mended(data, tmp_path, workers=3)
+    with pytest.raises(ClusterTooSmallError, match="4 need 4 CPUs, the cluster has 3"):
+        mended(data, tmp_path, workers=4)
 
 
 def test_a_cascade_that_mends_on_workers_ends_as_one_that_does_not(tmp_path: Path) -> None:

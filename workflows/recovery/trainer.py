@@ -32,6 +32,7 @@ from cascade_ops.training import TrainConfig, deterministic
 from cascade_ops.zero import Zero, ZeroEngine, deepspeed_document, fitting, install
 from workflows.config import RecoveringConfig
 from workflows.recovery.board import Messages, shown
+from workflows.scoring.sizing import ClusterTooSmallError
 from workflows.scoring.worker import memory, memory_held
 
 TRAINED, RESULT = "trained.safetensors", "result.json"
@@ -84,6 +85,7 @@ def cluster_recoverer(config: RecoveringConfig, scratch: Path, *, device: str) -
         deepspeed_document(config.zero, fitted, config.workers)  # refused here rather than on the workers
         if steps == 0:
             return unmended(recovery)
+        _check_room(config, device)
         scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fit-", dir=scratch) as folder, shown(progress) as board:
             save_pruned(model, Path(folder) / "model")  # type: ignore[arg-type]
@@ -107,6 +109,17 @@ def cluster_recoverer(config: RecoveringConfig, scratch: Path, *, device: str) -
         return result
 
     return recoverer
+
+
+def _check_room(config: RecoveringConfig, device: str) -> None:
+    """Ray Train would wait for ever. Raises ClusterTooSmallError."""
+    have, kind = ray.cluster_resources(), "GPU" if device == "cuda" else "CPU"
+    needed = config.workers * (1 if kind == "GPU" else config.threads)
+    if have.get(kind, 0) < needed:
+        raise ClusterTooSmallError(
+            f"recovering.workers: {config.workers} need {needed} {kind}s, the cluster has {have.get(kind, 0):g}. Give "
+            "fewer workers or threads, or a larger cluster."
+        )
 
 
 def _on_cpu(data: Batch) -> dict[str, torch.Tensor]:
