@@ -3,8 +3,9 @@ the weights of every step are compared with those of a run that nobody disturbed
 
     python benchmarks/faults.py [--trials 20] [--seed 0]
 
-The moment is uniform over the undisturbed run's duration, start-up included; each trial is killed once or
-twice, unless it ends before. The table in docs/benchmarks.md is rewritten.
+Trials take turns at the parts of a run: start-up, each step, the final model and report. The moment is uniform over
+the part's duration in an undisturbed run; half of the trials are killed a second time, in the same part or a later
+one. The table in docs/benchmarks.md is rewritten.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ import yaml
 from page import rewrite, table
 
 ROOT = Path(__file__).resolve().parent.parent
-MOST_KILLS = 2
+TWICE = 0.5
+"""Share of trials that are killed a second time."""
+POLL = 0.002
+LAST = "final model and report"
 CONFIG: dict[str, Any] = {
     "threads": 1,
     "data": {
@@ -78,36 +82,57 @@ def digests(run: Path) -> dict[str, str]:
     }
 
 
-def step_hit(run: Path) -> str:
-    """Where the run was when it was killed, by its own status."""
-    if not (run / "config.yaml").is_file():
-        return "start-up"
-    if (run / "report.json").is_file() and (run / "report.html").is_file():
-        return "after the end"
+def step_hit(run: Path, pid: int) -> str:
+    """Where process ``pid`` was when it was killed, by its own status."""
     try:
         status = json.loads((run / "status.json").read_text())
     except FileNotFoundError:
         return "start-up"
+    if status["pid"] != pid:  # an earlier start's
+        return "start-up"
+    if (run / "report.json").is_file() and (run / "report.html").is_file():
+        return "after the end"
     if status["state"] == "complete":
         return "after the end"
     waiting = [step for step in status["steps"] if step["state"] in ("waiting", "running")]
-    return str(status["step"]) if waiting else "final model and report"
+    return str(status["step"]) if waiting else LAST
 
 
-def trial(config: Path, out: Path, duration: float, kills: int, pick: random.Random) -> Trial:
-    """Kill the command ``kills`` times, then let it end."""
-    found = Trial()
-    for _ in range(kills):
-        process = subprocess.Popen(command(config, out), cwd=ROOT, stdout=subprocess.DEVNULL)
+def durations(run: Path, whole: float) -> dict[str, float]:
+    """Seconds of each part of an undisturbed run: start-up, its steps, and what comes after the last of them."""
+    status = json.loads((run / "status.json").read_text())
+    steps = {str(step["name"]): float(step["seconds"]) for step in status["steps"]}
+    own = float(status["updated"]) - float(status["started"])
+    return {"start-up": whole - own, **steps, LAST: max(0.0, own - sum(steps.values()))}
+
+
+def strike(config: Path, out: Path, part: str, after: float) -> str | None:
+    """Start the command and kill it ``after`` seconds after it came to ``part``. Where it was; None if it had ended."""
+    process = subprocess.Popen(command(config, out), cwd=ROOT, stdout=subprocess.DEVNULL)
+    while part != "start-up" and step_hit(out, process.pid) not in (part, "after the end") and process.poll() is None:
+        time.sleep(POLL)
+    try:
+        if process.wait(after) != 0:
+            sys.exit(f"{out}: the command failed")
+        return None
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return step_hit(out, process.pid)
+
+
+def trial(config: Path, out: Path, parts: dict[str, float], number: int, pick: random.Random) -> Trial:
+    """Kill the command in the parts that it is this trial's turn to hit, then let it end."""
+    found, names = Trial(), list(parts)
+    aims = [number % len(names)]
+    if pick.random() < TWICE:
+        aims.append(pick.randint(aims[0], len(names) - 1))
+    for part in (names[aim] for aim in aims):
         found.starts += 1
-        try:
-            if process.wait(pick.uniform(0, duration)) != 0:
-                sys.exit(f"{out}: the command failed")
-            break  # it was faster than the undisturbed one
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        found.hit.append(step_hit(out))
+        hit = strike(config, out, part, pick.uniform(0, parts[part]))
+        if hit is None:
+            break
+        found.hit.append(hit)
     subprocess.run(command(config, out), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     found.starts += 1
     return found
@@ -126,7 +151,7 @@ def page_text(trials: list[Trial], duration: float, files: int) -> str:
     return (
         f"{same} of {len(trials)} trials, {sum(hits.values())} kills in all, ended with the same SHA-256 in all "
         f"{files} weight files (every step's and the final ones); {early} of them ended before the moment of their "
-        f"first kill. An undisturbed run took {duration:.1f} s, start-up "
+        f"their kill. An undisturbed run took {duration:.1f} s, start-up "
         "included; a kill during a step costs that step only.\n\n"
         + table(("killed during", "kills", "in trials that ended with the same weights"), rows)
     )
@@ -148,11 +173,12 @@ def main() -> None:
         began = time.perf_counter()
         subprocess.run(command(config, folder / "whole"), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         duration = time.perf_counter() - began
+        parts = durations(folder / "whole", duration)
         expected = digests(folder / "whole")
         trials = []
         for number in range(options.trials):
             out = folder / f"trial-{number}"
-            one = trial(config, out, duration, pick.randint(1, MOST_KILLS), pick)
+            one = trial(config, out, parts, number, pick)
             one.same = digests(out) == expected
             trials.append(one)
             verdict = "same" if one.same else "OTHER"

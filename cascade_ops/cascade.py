@@ -23,8 +23,7 @@ from cascade_ops.progress import Progress, silent
 from cascade_ops.recovery import Recoverer, recover
 from cascade_ops.results import LayerScores, StageResult
 from cascade_ops.schedule import CascadeSchedule, Recovery, Stage
-from cascade_ops.scoring import ImportanceScores, Scorer, Scores, gather, needs_of, score, scores_from
-from cascade_ops.statistics import Need, Statistics
+from cascade_ops.scoring import ImportanceScores, Scorer, Scores, score
 from cascade_ops.surgery import prune
 from cascade_ops.tasks import TaskData
 
@@ -171,13 +170,14 @@ def run_stage(
     stage, steps = schedule.stages[index], schedule.steps()[index]
     anatomy = anatomy_of(model)
     progress("score", 0, 1)
-    compensates = schedule.recovery.compensation and stage.granularity is not Granularity.LAYER
-    scores, moments = _estimates(model, stage, data, seed, scores, scorer, compensates)
+    batches = partial(sequential, data.calibration, CALIBRATION_BATCH)
+    if scores is None:
+        scores = scorer(model, batches(), (stage.criterion,), seed=seed)
     chosen = scores[stage.criterion, stage.granularity]
     plan = plan_stage(stage, chosen, anatomy, dense)
     progress("score", 1, 1)
-    if moments is not None:
-        compensate(model, plan, moments, ridge=schedule.recovery.ridge)
+    if schedule.recovery.compensation:
+        compensate(model, plan, batches(), ridge=schedule.recovery.ridge, progress=progress)
     after = prune(model, plan)
     before_recovery = evaluate(model, data.test, task=data.task, classes=data.classes)
     distils = schedule.recovery.distillation is not None and steps > 0
@@ -210,26 +210,6 @@ def run_stage(
         recovery=recovery,
         seconds=time.perf_counter() - began,
     )
-
-
-def _estimates(
-    model: nn.Module,
-    stage: Stage,
-    data: TaskData,
-    seed: int,
-    scores: Scores | None,
-    scorer: Scorer,
-    compensates: bool,
-) -> tuple[Scores, Statistics | None]:
-    """Scores, and second moments where the cut will be compensated: from one sweep, if this process scores."""
-    batches = partial(sequential, data.calibration, CALIBRATION_BATCH)
-    needs: frozenset[Need] = frozenset({"covariance"}) if compensates else frozenset()
-    if scores is None and scorer is score and compensates:
-        found = gather(model, batches(), needs | needs_of((stage.criterion,)))
-        return scores_from(model, anatomy_of(model), found, (stage.criterion,), seed=seed), found
-    if scores is None:
-        scores = scorer(model, batches(), (stage.criterion,), seed=seed)
-    return scores, gather(model, batches(), needs) if compensates else None
 
 
 def _layer_scores(

@@ -98,8 +98,7 @@ class Recovery:
         unfreeze: parts trained beside the low-rank updates: ``norms``, ``biases``, ``rest`` (all
             that is outside the backbone's blocks: front end, embeddings, head).
         compensation: refit the output projections to the dense outputs in closed form when heads or channels
-            go (``cascade_ops.compensation``), before any training. Costs, while it scores, a float64 matrix of
-            columns × columns for each of a layer's two projections.
+            go (``cascade_ops.compensation``), before any training.
         ridge: its λ, relative to the mean second moment of the kept columns.
         distillation: learn from a teacher too; None: from the labels alone.
         patience: stop a stage when so many checks in a row have not lowered the validation loss; None: never.

@@ -7,7 +7,7 @@ last one the final norm and the head. Nobody need hold the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,27 +198,36 @@ def load_shard(
     Raises:
         CheckpointError: a file has become unreadable.
     """
-    return assembled(
-        layout, shard, read_tensors(layout.stored, layout.names(shard)), dtype=dtype, device=device
-    )
+    tensors = read_tensors(layout.stored, layout.names(shard))
+    return assembled(layout.config, shard, tensors, dtype=dtype or layout.dtype, device=device)
+
+
+def blocks_alone(model: nn.Module) -> Iterator[Piece]:
+    """Each block of a model in memory as a shard of its own, with the same weights, not a copy of them."""
+    blocks, embedding, head = _places(model)
+    held = model.state_dict()
+    for index, own in enumerate(blocks):
+        shard = Shard(first=index, stop=index + 1, layers=len(blocks))
+        names = (*(embedding if shard.is_first else ()), *own, *(head if shard.is_last else ()))
+        tensors = {name: held[name] for name in names}
+        yield assembled(model.config, shard, tensors, dtype=model.dtype, device=model.device)
 
 
 def assembled(
-    layout: Layout,
+    config: PreTrainedConfig,
     shard: Shard,
     tensors: Mapping[str, Tensor],
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> Piece:
-    """A shard from tensors that have been read, under their names in the whole model.
+    """A shard of the model that ``config`` describes, from its tensors under their names in the whole model.
 
     Parameters that belong elsewhere are NaN without memory of their own: whatever used one would show.
     """
-    model = meta_model(layout.config)
+    model = meta_model(config)
     if shard.depth < shard.layers:
         prune(model, PruningPlan.from_keep(Granularity.LAYER, [list(range(shard.first, shard.stop))]))
-    dtype = dtype or layout.dtype
     blocks = _block_prefix(model)
     weights = {
         _local(name, blocks, shard): tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from cascade_ops.granularity import Granularity
 
-Need = Literal["moments", "projection", "gate_gradients", "block_cosine", "covariance"]
+Need = Literal[
+    "moments", "projection", "gate_gradients", "block_cosine", "head_covariance", "channel_covariance"
+]
 Key = tuple[str, Granularity, int]
 
 X, X_SQUARED, XX, COSINE = "x", "x2", "xx", "cos"

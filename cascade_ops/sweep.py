@@ -198,7 +198,7 @@ class _Run:
             if "moments" in self.needs:
                 moments = column_sums(x, lambda rows: (rows, rows.square()))
                 self.sums[X, part, index], self.sums[X_SQUARED, part, index] = moments
-            if "covariance" in self.needs:
+            if f"{part.value}_covariance" in self.needs:
                 self.sums[XX, part, index] = gram(x)
                 if "moments" not in self.needs:
                     (self.sums[X, part, index],) = column_sums(x, lambda rows: (rows,))

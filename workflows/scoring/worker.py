@@ -133,7 +133,7 @@ class ShardWorker:
             shard = self._shards[index]
             self._loaded = (
                 index,
-                assembled(self._layout, shard, tensors, dtype=orders.dtype, device=orders.device),
+                assembled(self._layout.config, shard, tensors, dtype=orders.dtype, device=orders.device),
             )
             if following is not None:
                 self._coming = following, self._reader.submit(self._tensors, following)

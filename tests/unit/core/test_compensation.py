@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -13,18 +14,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cascade_ops import cascade as stages
+from cascade_ops import sweep
 from cascade_ops.anatomy import anatomy_of, base_of, blocks_of, family_of
 from cascade_ops.batches import Batch
-from cascade_ops.cascade import run_cascade, run_stage
+from cascade_ops.cascade import plan_of, run_cascade, run_stage
 from cascade_ops.compensation import compensate
 from cascade_ops.errors import DataError, PlanError
 from cascade_ops.gates import masked
 from cascade_ops.granularity import Granularity
-from cascade_ops.linear import bias_of, linear, weight_of
+from cascade_ops.linear import linear, weight_of
 from cascade_ops.plan import PruningPlan
+from cascade_ops.reduce import gram
 from cascade_ops.schedule import CascadeSchedule, Recovery, Stage
 from cascade_ops.scoring import gather, score
-from cascade_ops.statistics import XX, Statistics, X
+from cascade_ops.statistics import XX, X
 from cascade_ops.surgery import prune
 from tests.factories import (
     assert_same_weights,
@@ -39,7 +42,7 @@ from tests.factories import (
     varied_plan,
 )
 
-NEEDS = frozenset({"covariance"})
+NEEDS = frozenset({"head_covariance", "channel_covariance"})
 BUILDS = {"gpt2": gpt2, "llama": llama_like, "neox": gpt_neox, "opt": opt}
 PARTS = (Granularity.HEAD, Granularity.KV_GROUP, Granularity.CHANNEL)
 
@@ -94,7 +97,7 @@ def test_it_is_the_ridge_regression_on_the_dense_output(name: str, granularity: 
     model = BUILDS[name]().double()
     data, plan, ridge = padded(model), varied_plan(anatomy_of(model), granularity), 1e-2
     before, inputs = projections(model, granularity), activations(model, data, granularity)
-    compensate(model, plan, gather(model, [data], NEEDS), ridge=ridge)
+    compensate(model, plan, [data], ridge=ridge)
     after, columns = projections(model, granularity), kept_columns(model, plan)
     for (old, bias), (new, shift), x, keep in zip(before, after, inputs, columns, strict=True):
         if len(keep) == x.shape[1]:
@@ -128,7 +131,7 @@ def test_the_output_comes_no_farther_from_the_dense_one(
     model = BUILDS[name]()
     data, plan = batch_for(model, samples=9, tokens=8), varied_plan(anatomy_of(model), granularity, seed)
     before, inputs = projections(model, granularity), activations(model, data, granularity)
-    compensate(model, plan, gather(model, [data], NEEDS), ridge=ridge)
+    compensate(model, plan, [data], ridge=ridge)
     pairs = zip(before, projections(model, granularity), inputs, kept_columns(model, plan), strict=True)
     for (old, bias), (new, shift), x, keep in pairs:
         zero = torch.zeros(len(old))
@@ -152,7 +155,7 @@ def test_a_channel_that_others_can_give_is_not_missed() -> None:
     plan = PruningPlan.from_keep("channel", [[c for c in range(channels) if c not in (1, 3)]] * 3)
     plain = copy.deepcopy(model)
     prune(plain, plan)
-    compensate(model, plan, gather(model, [data], NEEDS), ridge=1e-7)
+    compensate(model, plan, [data], ridge=1e-7)
     prune(model, plan)
     assert (logits_of(model, data) - dense).abs().max() < 1e-3 < (logits_of(plain, data) - dense).abs().max()
 
@@ -161,7 +164,7 @@ def test_a_channel_that_others_can_give_is_not_missed() -> None:
 def test_cutting_afterwards_is_masking_afterwards(granularity: Granularity) -> None:
     model = llama_like()
     data, plan = batch_for(model, samples=5, tokens=8), varied_plan(anatomy_of(model), granularity)
-    compensate(model, plan, gather(model, [data], NEEDS), ridge=1e-2)
+    compensate(model, plan, [data], ridge=1e-2)
     with masked(model, plan):
         expected = logits_of(model, data)
     prune(model, plan)
@@ -185,13 +188,36 @@ def test_moments_add_up_over_batches_and_bring_their_means() -> None:
 
 def test_columns_that_never_move_are_left_alone() -> None:
     model = llama_like()
-    data, plan = batch_for(model, samples=3, tokens=6), varied_plan(anatomy_of(model), Granularity.CHANNEL)
-    found, twin = gather(model, [data], NEEDS), copy.deepcopy(model)
-    silent = replace(found, sums={key: torch.zeros_like(value) for key, value in found.sums.items()})
-    compensate(model, plan, silent, ridge=1e-2)
+    with torch.no_grad():
+        for block in blocks_of(model):
+            block.mlp.up_proj.weight.zero_()
+    data, twin = batch_for(model, samples=3, tokens=6), copy.deepcopy(model)
+    compensate(model, varied_plan(anatomy_of(model), Granularity.CHANNEL), [data], ridge=1e-2)
     assert_same_weights(model, twin)
-    compensate(model, varied_plan(anatomy_of(model), Granularity.LAYER), silent, ridge=1e-2)
+    compensate(model, varied_plan(anatomy_of(model), Granularity.LAYER), [data], ridge=1e-2)
     assert_same_weights(model, twin)
+
+
+@pytest.mark.parametrize("name", [*BUILDS, "classifier"])
+def test_one_matrix_is_in_memory_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "classifier":
+        model, batches = classifier(gpt2), list(stages.sequential(tones().calibration, 8))
+    else:
+        model = BUILDS[name]()
+        batches = [batch_for(model, samples=n, tokens=8) for n in (3, 2)]
+    living: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal most
+        living.append(weakref.ref(found := gram(x)))
+        most = max(most, sum(one() is not None for one in living))
+        return found
+
+    monkeypatch.setattr(sweep, "gram", counted)
+    compensate(model, varied_plan(anatomy_of(model), Granularity.CHANNEL), batches, ridge=1e-2)
+    assert len(living) > 3
+    assert most <= 2, "a batch's own, and the sum before it"
 
 
 @pytest.mark.parametrize("moving", [0.0, 1e-4, 1e-3, 1e-2])
@@ -206,7 +232,7 @@ def test_columns_that_hardly_move_around_a_large_mean(moving: float, ridge: floa
     data = batch_for(model, samples=64, tokens=30)
     plan = PruningPlan.from_keep("channel", [range(kept)] * 3)
     before, inputs = projections(model, Granularity.CHANNEL), activations(model, data, Granularity.CHANNEL)
-    compensate(model, plan, gather(model, [data], NEEDS), ridge=ridge)
+    compensate(model, plan, [data], ridge=ridge)
     for (old, bias), (new, shift), x in zip(
         before, projections(model, Granularity.CHANNEL), inputs, strict=True
     ):
@@ -222,39 +248,31 @@ def test_columns_that_hardly_move_around_a_large_mean(moving: float, ridge: floa
 def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     model = llama_like()
     twin, plan = copy.deepcopy(model), varied_plan(anatomy_of(model), Granularity.CHANNEL)
-    nothing = Statistics(samples=1, tokens=1, sums={})
-    with pytest.raises(DataError, match=r"second moments of .* in layer 0, found none"):
-        compensate(model, plan, nothing, ridge=1e-2)
-    earlier = gather(llama_like(heads=8), [batch_for(model, samples=2, tokens=4)], NEEDS)
-    with pytest.raises(DataError, match=r"in layer 0, found those of 32"):
-        compensate(model, varied_plan(anatomy_of(model), Granularity.HEAD), earlier, ridge=1e-2)
+    with pytest.raises(DataError, match="needs calibration data, got no batch"):
+        compensate(model, plan, [], ridge=1e-2)
     with pytest.raises(PlanError):
-        compensate(model, PruningPlan.from_keep("channel", [[0]]), nothing, ridge=1e-2)
+        compensate(model, PruningPlan.from_keep("channel", [[0]]), [], ridge=1e-2)
     assert_same_weights(model, twin)
+    with torch.no_grad():
+        blocks_of(model)[1].mlp.gate_proj.weight[3] = torch.inf
+    with pytest.raises(DataError, match=r"layer 1: xx \(channel\) is not finite"):
+        compensate(model, plan, [batch_for(model, samples=2, tokens=4)], ridge=1e-2)
 
 
-def test_a_stage_compensates_from_the_sweep_that_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_compensates_where_it_cuts() -> None:
     data = tones()
     dense = classifier(gpt2, n_inner=16)
     stage = Stage(granularity=Granularity.CHANNEL, ratio=0.5, criterion="wanda")
     schedule = CascadeSchedule(stages=(stage,), recovery=Recovery(steps=0, compensation=True))
-    calls: list[frozenset[str]] = []
-
-    def counted(model: PreTrainedModel, batches: object, needs: frozenset[str]) -> Statistics:
-        calls.append(needs)
-        return gather(model, batches, needs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(stages, "gather", counted)
-    swept, given, plain = (copy.deepcopy(dense) for _ in range(3))
-    run_cascade(swept, schedule, data)
-    assert len(calls) == 1
-    assert {"covariance", "moments"} <= calls[0]
-    scores = score(given, stages.sequential(data.calibration, stages.CALIBRATION_BATCH), ("wanda",))
+    swept, given, plain, by_hand = (copy.deepcopy(dense) for _ in range(4))
+    (result,) = run_cascade(swept, schedule, data)
+    batches = list(stages.sequential(data.calibration, stages.CALIBRATION_BATCH))
+    scores = score(given, batches, ("wanda",))
     run_stage(given, schedule, 0, data=data, dense=anatomy_of(given), seed=0, scores=scores)
     assert_same_weights(swept, given)
+    compensate(by_hand, plan_of(result), batches, ridge=schedule.recovery.ridge)
+    prune(by_hand, plan_of(result))
+    assert_same_weights(swept, by_hand)
     run_cascade(plain, replace(schedule, recovery=Recovery(steps=0)), data)
-    assert any(
-        not torch.equal(weight_of(linear(a, "mlp.c_proj")), weight_of(linear(b, "mlp.c_proj")))
-        and bias_of(linear(a, "mlp.c_proj")) is not None
-        for a, b in zip(blocks_of(swept), blocks_of(plain), strict=True)
-    )
+    for one, other in zip(blocks_of(swept), blocks_of(plain), strict=True):
+        assert not torch.equal(weight_of(linear(one, "mlp.c_proj")), weight_of(linear(other, "mlp.c_proj")))
