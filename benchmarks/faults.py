@@ -109,7 +109,11 @@ def durations(run: Path, whole: float) -> dict[str, float]:
 def strike(config: Path, out: Path, part: str, after: float) -> str | None:
     """Start the command and kill it ``after`` seconds after it came to ``part``. Where it was; None if it had ended."""
     process = subprocess.Popen(command(config, out), cwd=ROOT, stdout=subprocess.DEVNULL)
-    while part != "start-up" and step_hit(out, process.pid) not in (part, "after the end") and process.poll() is None:
+    while (
+        part != "start-up"
+        and step_hit(out, process.pid) not in (part, "after the end")
+        and process.poll() is None
+    ):
         time.sleep(POLL)
     try:
         if process.wait(after) != 0:
