@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from cascade_ops.anatomy import anatomy_of, base_of, blocks_of, family_of
 from cascade_ops.batches import Batch, on_device
@@ -75,7 +77,7 @@ def compensate(
     ]
     losing = [len(kept) < _width(layer, part) for kept, layer in zip(columns, anatomy.layers, strict=True)]
     flow = _Flow(batches=[on_device(batch, model) for batch in batches])
-    pieces = zip(blocks_of(model), blocks_alone(model), columns, losing, strict=True)
+    pieces = zip(blocks_of(model), blocks_alone(cast(PreTrainedModel, model)), columns, losing, strict=True)
     for index, (block, piece, kept, loses) in enumerate(pieces):
         if not any(losing[index:]):
             break

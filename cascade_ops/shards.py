@@ -202,7 +202,7 @@ def load_shard(
     return assembled(layout.config, shard, tensors, dtype=dtype or layout.dtype, device=device)
 
 
-def blocks_alone(model: nn.Module) -> Iterator[Piece]:
+def blocks_alone(model: PreTrainedModel) -> Iterator[Piece]:
     """Each block of a model in memory as a shard of its own, with the same weights, not a copy of them."""
     blocks, embedding, head = _places(model)
     held = model.state_dict()

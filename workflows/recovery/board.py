@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cascade_ops.progress import Progress
 
@@ -48,7 +49,8 @@ class Messages:
 @contextmanager
 def shown(progress: Progress) -> Iterator[Any]:
     """A board whose messages ``progress`` is told while the context lasts."""
-    board: Any = ray.remote(Board).options(num_cpus=0).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     over = threading.Event()
 
     def look() -> None:
