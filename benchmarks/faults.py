@@ -155,7 +155,7 @@ def page_text(trials: list[Trial], duration: float, files: int) -> str:
     return (
         f"{same} of {len(trials)} trials, {sum(hits.values())} kills in all, ended with the same SHA-256 in all "
         f"{files} weight files (every step's and the final ones); {early} of them ended before the moment of their "
-        f"their kill. An undisturbed run took {duration:.1f} s, start-up "
+        f"kill. An undisturbed run took {duration:.1f} s, start-up "
         "included; a kill during a step costs that step only.\n\n"
         + table(("killed during", "kills", "in trials that ended with the same weights"), rows)
     )

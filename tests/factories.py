@@ -37,7 +37,7 @@ N_REP = {
 }
 """Query heads and KV heads."""
 
-LLAMA_GROUP = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+LLAMA_GROUP = {"arcee": "Arcee", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +222,7 @@ CASES: dict[str, Case] = {
 
 REPRESENTATIVES = (
     "gpt2",
+    "arcee-n_rep=2",
     "gpt2-untied",
     "gpt2-inverse-layer-scale",
     "llama-n_rep=3",

@@ -8,13 +8,14 @@ from __future__ import annotations
 from cascade_ops.families.spec import FAMILIES, Attribute, FamilySpec, Projection, family
 
 # Each import registers its family.
-from cascade_ops.families import bert, gpt2, gpt_neox, llama, opt  # isort: skip
+from cascade_ops.families import arcee, bert, gpt2, gpt_neox, llama, opt  # isort: skip
 
 __all__ = [
     "FAMILIES",
     "Attribute",
     "FamilySpec",
     "Projection",
+    "arcee",
     "bert",
     "family",
     "gpt2",
