@@ -17,8 +17,8 @@ from cascade_ops.granularity import Granularity
 from cascade_ops.loss import per_sample_loss
 from cascade_ops.sia.units import gates_of
 
-ROWS = 128
-"""Sets × samples of one forward. Part of the result's bits, so it does not depend on who computes."""
+ROWS, TOKENS = 128, 2048
+"""Most sets × samples, and tokens, of one forward. Part of the result's bits, so it does not depend on who computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ def ablate(model: nn.Module, batch: Batch, cut: Cut) -> Float[Tensor, "sets samp
     batch = on_device(batch, model)
     device = next(model.parameters()).device
     found = []
-    for chosen in cut.shut.split(max(1, ROWS // samples)):
+    for chosen in cut.shut.split(sets_at_once(batch)):
         repeated = {
             name: tensor.repeat(len(chosen), *(1,) * (tensor.dim() - 1)) for name, tensor in batch.items()
         }
@@ -52,6 +52,12 @@ def ablate(model: nn.Module, batch: Batch, cut: Cut) -> Float[Tensor, "sets samp
             losses = per_sample_loss(model, repeated)
         found.append(losses.double().view(len(chosen), samples).cpu())
     return torch.cat(found)
+
+
+def sets_at_once(batch: Batch) -> int:
+    """Sets of gates in one forward; all samples of a set are in the same one."""
+    length = batch["input_ids"].shape[1] if "input_ids" in batch else 1
+    return max(1, min(ROWS, TOKENS // length) // length_of(batch))
 
 
 def here(model: nn.Module) -> Ablate:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from cascade_ops.sia.results import Curve, Estimate
 
-GRID = (0.1, 0.25, 0.45, 0.7)
-SPARSE = (0.25, 0.5)
+GRID = (0.1, 0.3, 0.6, 0.9)
+SPARSE = (0.3, 0.6)
 """For the random order, which is there for comparison."""
 RESAMPLES = 400
 

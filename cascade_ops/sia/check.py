@@ -128,7 +128,7 @@ def check(
     for name in names:
         CRITERIA[name]
     kinds = tuple(kinds or kinds_of(anatomy))
-    per = min(samples, max(4, SHARE * samples // budget))
+    per = min(samples, max(2, SHARE * samples // budget))
     progress("score", 0, 1)
     scores = scorer(model, sequential(data, BATCH), names, seed=seed)
     progress("score", 1, 1)

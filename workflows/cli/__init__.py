@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from workflows.cli import data
+from workflows.cli import data, study
 from workflows.cli.compress import compress
 from workflows.cli.failures import Commands
 from workflows.cli.listing import ls
@@ -14,6 +14,7 @@ from workflows.cli.models import evaluate_model, inspect
 from workflows.cli.recover import recover
 from workflows.cli.reporting import report
 from workflows.cli.score import score
+from workflows.cli.sia import sia
 from workflows.cli.status import status
 
 app = typer.Typer(
@@ -29,11 +30,13 @@ app.command()(compress)
 app.command()(inspect)
 app.command("eval")(evaluate_model)
 app.command()(score)
+app.command()(sia)
 app.command()(recover)
 app.command()(report)
 app.command()(status)
 app.command()(ls)
 app.add_typer(data.app, name="data")
+app.add_typer(study.app, name="study")
 
 
 def _version(wanted: bool) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from workflows.console import Output
     from workflows.rundir import RunDir
 
-SCORES = "score.json"
+SCORES, SIA = "score.json", "sia.json"
 
 
 def report(
@@ -19,12 +19,14 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="The machine's view on stdout.")] = False,
     browse: Annotated[bool, typer.Option("--open", help="Open report.html in the browser.")] = False,
 ) -> None:
-    """Render the report.html of a run or score run anew and sum it up, or print its machine-readable view."""
+    """Render the report.html of a run, score run or SIA check anew and sum it up, or print it for a machine."""
     from workflows.console import Output
 
     output = Output(as_json=as_json)
     if (run / SCORES).is_file():
         _scores(run, output)
+    elif (run / SIA).is_file():
+        _sia(run, output)
     else:
         _run(run, output)
     if browse:
@@ -57,6 +59,21 @@ def _scores(run: Path, output: Output) -> None:
         return
     output.text(summary(found))
     output.text(f"report: {write_page(run / 'report.html', render_scores(found))}")
+
+
+def _sia(run: Path, output: Output) -> None:
+    from workflows.cli.sia import summary
+    from workflows.report.render import write_page
+    from workflows.report.sia_page import render_sia
+    from workflows.sia.record import machine_view, read_record
+
+    with output.working():
+        found = read_record(run)
+    if output.as_json:
+        output.document(machine_view(found))
+        return
+    output.text(summary(found))
+    output.text(f"report: {write_page(run / 'report.html', render_sia(found))}")
 
 
 def _render(run: RunDir) -> Path:
