@@ -18,7 +18,7 @@ from cascade_ops.progress import Progress, silent
 from cascade_ops.sia.results import Interactions
 from cascade_ops.sia.units import NONE, Kind, UnitSet, unit_set
 
-MOST = 48
+MOST = 32
 """Units in one matrix: a backward pass each."""
 
 

@@ -31,8 +31,8 @@ from workflows.rundir import refuse_existing
 from workflows.scoring.job import ScoreOptions, calibration_for
 from workflows.sia.record import PAGE, SIARecord, write_record
 
-PAIRED = 16
-"""Samples of the interaction matrices."""
+PAIRED, PAIRED_TOKENS = 16, 256
+"""Samples of the interaction matrices: so many, or of so many tokens."""
 PROFILED = 256
 """Samples of the profile by depth, at most."""
 
@@ -188,7 +188,8 @@ def _checked(
             ablate=ablate,
             progress=progress,
         )
-    some = subset(data, PAIRED, options.seed)
+    tokens = data["input_ids"].shape[1] if "input_ids" in data else 1
+    some = subset(data, max(1, min(PAIRED, PAIRED_TOKENS // tokens)), options.seed)
     matrices: tuple[Interactions, ...] = tuple(
         interactions(model, some, kind, progress=progress)
         for kind in kinds_of(anatomy_of(model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -39,8 +40,8 @@ def analyse(rows: Sequence[Row]) -> dict[str, Any]:
         "judged": len(right),
         "predictors": {
             name: {
-                "spearman": _interval(right, lambda some, f=f: _spearman(some, f)),
-                "auc": _interval(right, lambda some, f=f: _auc(some, f)),
+                "spearman": _interval(right, partial(_spearman, predictor=f)),
+                "auc": _interval(right, partial(_auc, predictor=f)),
             }
             for name, f in PREDICTORS.items()
         },
