@@ -91,7 +91,9 @@ def curve(
     parts, sets = means.split([len(one.parts), len(one.sets)])
     added = parts.cumsum(dim=0)[1:]
     gaps = (sets - added).abs() / one.crossing[:, None] / sets.abs().clamp(min=tolerance)
-    safe = torch.tensor([safe_ratio(one.ratios, column.tolist(), tau) for column in gaps.T])
+    safe = torch.tensor(
+        [safe_ratio(one.ratios, column.tolist(), tau) for column in gaps.T], dtype=torch.float64
+    )
     return Curve(
         order=one.order,
         ratios=one.ratios,

@@ -34,8 +34,8 @@ TOLERANCE = 0.01
 """ε: this share of the usable information ``H(Y) − L`` may be lost without asking how it adds up."""
 BUDGET = 200
 SINGLES = 6
-ENOUGH = 3
-"""Rounds before a verdict can be certain."""
+ENOUGH = 16
+"""Samples before a verdict can be certain."""
 SHARE = 5
 """The whole budget costs so many forward passes over the data."""
 NARROW = 0.1
@@ -67,10 +67,10 @@ class _Probe:
 
     @property
     def certain(self) -> bool:
-        if self.ranked is None or len(self.ranked_rises) < ENOUGH or self.curve is None:
+        if self.ranked is None or self.curve is None:
             return self.ranked is None
         safe = self.curve.safe
-        return safe.high - safe.low <= NARROW or safe.high < GRID[0]
+        return safe.n >= ENOUGH and (safe.high - safe.low <= NARROW or safe.high < GRID[0])
 
     def sets(self, first: bool) -> list[Int[Tensor, " _row"]]:
         """What the next round shuts; random sets and single units in the first only."""
@@ -338,7 +338,7 @@ def _words(anatomy: ModelAnatomy, kind: Kind, structural: bool, curves: Sequence
         return f"{text} Too few units to measure."
     safe, most = curves[0].safe, curves[0].ratios[-1]
     if structural and safe.value < GRID[0]:
-        text = text.replace("holds", "holds structurally, but losses do not add up", 1)
+        text = text.replace("holds:", "violated: losses do not add up, though it holds structurally:", 1)
     beyond = " or more" if safe.value >= most else ""
     return (
         f"{text} Safe to {safe.value:.0%}{beyond} by {curves[0].order} (95 % CI {100 * safe.low:.0f}–"
