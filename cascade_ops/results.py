@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from cascade_ops.granularity import Granularity
+
 REPORT_SCHEMA = "cascade.report/1"
 
 
@@ -118,8 +120,26 @@ class ModelFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SIAVerdict:
+    """What a granularity's units share, by the architecture alone.
+
+    Attributes:
+        kappa: the most units that share one weight element.
+        pi: input projections that meet multiplicatively inside a unit.
+        holds: κ = 1 and π = 1.
+        reason: in words, with what to do where it fails.
+    """
+
+    granularity: Granularity
+    kappa: int
+    pi: int
+    holds: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompressionReport:
-    """A whole run. ``provenance`` and ``data`` are free-form but JSON-able."""
+    """A whole run. ``provenance`` and ``data`` are free-form but JSON-able; ``independence`` is the dense model's."""
 
     task: str
     dataset: str
@@ -134,6 +154,7 @@ class CompressionReport:
     data: dict[str, Any]
     config: dict[str, Any]
     provenance: dict[str, Any]
+    independence: tuple[SIAVerdict, ...] = ()
 
     @property
     def backbone_compression(self) -> float:

@@ -11,6 +11,7 @@ from cascade_ops.measure import latency, model_figures
 from cascade_ops.progress import Progress
 from cascade_ops.results import CompressionReport, Evaluation, RecoveryResult, StageResult
 from cascade_ops.serde import from_jsonable, to_jsonable
+from cascade_ops.sia.structural import check_sia
 from workflows.config import JobConfig
 from workflows.prepare import Prepared
 from workflows.rundir import DENSE, PROVENANCE, RunDir, read_json
@@ -46,6 +47,7 @@ def report_of(
         data=prepared.description,
         config=to_jsonable(config),
         provenance={**recorded, "split": prepared.data.metadata.get("split")},
+        independence=check_sia(dense).verdicts,
     )
 
 

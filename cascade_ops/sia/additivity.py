@@ -91,9 +91,7 @@ def curve(
     parts, sets = means.split([len(one.parts), len(one.sets)])
     added = parts.cumsum(dim=0)[1:]
     gaps = (sets - added).abs() / one.crossing[:, None] / sets.abs().clamp(min=tolerance)
-    safe = torch.tensor(
-        [safe_ratio(one.ratios, column.tolist(), tau) for column in gaps.T], dtype=torch.float64
-    )
+    safe = safe_ratio(one.ratios, gaps, tau)
     return Curve(
         order=one.order,
         ratios=one.ratios,
@@ -103,14 +101,17 @@ def curve(
     )
 
 
-def safe_ratio(ratios: tuple[float, ...], gaps: list[float], tau: float) -> float:
+def safe_ratio(
+    ratios: tuple[float, ...], gaps: Float[Tensor, "steps draws"], tau: float
+) -> Float[Tensor, " draws"]:
     """Where A first exceeds τ, between grid points by interpolation (A(0) = 0); the last ratio if it never does."""
-    before, below = 0.0, 0.0
-    for ratio, gap in zip(ratios, gaps, strict=True):
-        if gap > tau:
-            return before + (ratio - before) * (tau - below) / (gap - below)
-        before, below = ratio, gap
-    return ratios[-1]
+    xs = torch.tensor((0.0, *ratios), dtype=torch.float64)
+    ys = torch.cat([gaps.new_zeros(1, gaps.shape[1]), gaps]).double()
+    over = gaps > tau
+    first = over.int().argmax(dim=0)
+    below, beyond = (ys.gather(0, step[None])[0] for step in (first, first + 1))
+    crossing = xs[first] + (xs[first + 1] - xs[first]) * (tau - below) / (beyond - below)
+    return torch.where(over.any(dim=0), crossing, xs[-1])
 
 
 def estimate(values: Float[Tensor, " draws"], n: int) -> Estimate:

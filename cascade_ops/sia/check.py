@@ -34,10 +34,10 @@ TOLERANCE = 0.01
 """ε: this share of the usable information ``H(Y) − L`` may be lost without asking how it adds up."""
 BUDGET = 200
 SINGLES = 6
-ENOUGH = 16
+ENOUGH = 12
 """Samples before a verdict can be certain."""
-SHARE = 5
-"""The whole budget costs so many forward passes over the data."""
+SHARE = 3
+"""The whole budget costs about so many forward passes over the data."""
 NARROW = 0.1
 """An interval of r* of this width is certain enough."""
 BATCH = 32
@@ -128,16 +128,17 @@ def check(
     for name in names:
         CRITERIA[name]
     kinds = tuple(kinds or kinds_of(anatomy))
-    per = min(samples, max(2, SHARE * samples // budget))
+    per = per_ablation(samples, budget)
     progress("score", 0, 1)
     scores = scorer(model, sequential(data, BATCH), names, seed=seed)
     progress("score", 1, 1)
-    apart = _apart(model, data, anatomy, scores, kinds)
+    some = subset(data, max(BATCH, samples // 4), seed)
+    apart = _apart(model, some, anatomy, scores, kinds)
     probes = {kind: _probe(anatomy, kind, criterion, scores, apart, seed) for kind in kinds}
     needed = 1 + sum(len(probe.sets(first=True)) for probe in probes.values())
     if needed > budget:
         raise UsageError(f"budget: {budget} ablations do not suffice for one round, which takes {needed}")
-    dense = mean_loss(model, data)
+    dense = mean_loss(model, some)
     tolerance = TOLERANCE * max(entropy_of(data) - dense, 0.1 * dense)
     spent = _rounds(
         probes,
@@ -150,15 +151,15 @@ def check(
         seed=seed,
         progress=progress,
     )
-    verdicts: list[Verdict] = []
-    for kind, probe in probes.items():
-        stable = None
-        if stability and kind in GRANULARITY and probe.ranked is not None:
-            progress("stability", len(verdicts), len(probes))
-            stable = _stability(model, data, probe.units, GRANULARITY[kind], criterion, samples // 16, seed)
-        verdicts.append(
-            _verdict(anatomy, probe, stable, criterion, names, tau=tau, tolerance=tolerance, seed=seed)
-        )
+    stable: dict[Kind, Estimate] = {}
+    if stability:
+        ranked = [probe.units for kind, probe in probes.items() if kind in GRANULARITY and probe.ranked]
+        few = subset(data, max(8, samples // 16), seed)
+        stable = _stability(model, few, ranked, criterion, seed, progress)
+    verdicts = [
+        _verdict(anatomy, probe, stable.get(kind), criterion, names, tau=tau, tolerance=tolerance, seed=seed)
+        for kind, probe in probes.items()
+    ]
     return SIACheck(
         criterion=criterion,
         tau=tau,
@@ -174,6 +175,18 @@ def check(
         seed=seed,
         seconds=time.perf_counter() - began,
     )
+
+
+def per_ablation(samples: int, budget: int) -> int:
+    """Fresh samples on which each set of units is shut."""
+    return min(samples, max(2, round(SHARE * samples / budget)))
+
+
+def passes(samples: int, budget: int) -> float:
+    """What a check costs at most, in forward passes over the data; a backward pass counts as two."""
+    scores, dense, apart = 3.0, 0.25, 0.75
+    again = 4 * 3 * max(8, samples // 16) / samples
+    return scores + dense + apart + again + budget * per_ablation(samples, budget) / samples
 
 
 def _rounds(
@@ -231,8 +244,7 @@ def _apart(
     wanted = [kind for kind in kinds if kind not in GRANULARITY]
     if not wanted:
         return {}
-    some = subset(data, max(BATCH, length_of(data) // 4), 0)
-    rows = row_taylor(model, sequential(some, BATCH))
+    rows = row_taylor(model, sequential(data, BATCH))
     found = next((one.per_layer for (_, part), one in scores.items() if part is Granularity.HEAD), None)
     heads = found or tuple(torch.zeros(layer.heads) for layer in anatomy.layers)
     return {kind: apart_scores(rows, anatomy.layers, heads, kind) for kind in wanted}
@@ -269,33 +281,32 @@ def _probe(
 
 @torch.no_grad()
 def _stability(
-    model: nn.Module,
-    data: Batch,
-    units: UnitSet,
-    part: Granularity,
-    criterion: str,
-    samples: int,
-    seed: int,
-) -> Estimate | None:
+    model: nn.Module, data: Batch, sets: Sequence[UnitSet], criterion: str, seed: int, progress: Progress
+) -> dict[Kind, Estimate]:
     """Of the units that would go next, how many still would once the lowest are gone; Wilson's interval."""
-    gone, following = (max(1, round(share * len(units))) for share in STABILITY)
-    if gone + following >= len(units):
-        return None
-    some = subset(data, max(8, samples), seed)
 
-    def ranked() -> Int[Tensor, " units"]:
-        found = score(model, sequential(some, BATCH), (criterion,), seed=seed)
-        return units.lowest_first(torch.cat(found[criterion, part].per_layer))
+    def scored() -> Scores:
+        return score(model, sequential(data, BATCH), (criterion,), seed=seed)
 
-    before = ranked()
-    shut = units.shut(before[:gone])[None]
-    device = next(model.parameters()).device
-    with gated(model, gates_of(anatomy_of(model), units.kind.gates, shut, device=device)):
-        again = ranked()
-    left = [unit for unit in again.tolist() if unit not in set(before[:gone].tolist())]
-    same = len(set(before[gone : gone + following].tolist()) & set(left[:following]))
-    interval = stats.binomtest(same, following).proportion_ci(0.95, method="wilson")
-    return Estimate(value=same / following, low=float(interval.low), high=float(interval.high), n=following)
+    anatomy, device = anatomy_of(model), next(model.parameters()).device
+    dense, found = scored(), {}
+    for number, units in enumerate(sets):
+        progress("stability", number, len(sets))
+        part = GRANULARITY[units.kind]
+        gone, following = (max(1, round(share * len(units))) for share in STABILITY)
+        if gone + following >= len(units):
+            continue
+        before = units.lowest_first(torch.cat(dense[criterion, part].per_layer))
+        shut = units.shut(before[:gone])[None]
+        with gated(model, gates_of(anatomy, units.kind.gates, shut, device=device)):
+            again = units.lowest_first(torch.cat(scored()[criterion, part].per_layer))
+        left = again[~torch.isin(again, before[:gone])]
+        same = int(torch.isin(before[gone : gone + following], left[:following]).sum())
+        interval = stats.binomtest(same, following).proportion_ci(0.95, method="wilson")
+        found[units.kind] = Estimate(
+            value=same / following, low=float(interval.low), high=float(interval.high), n=following
+        )
+    return found
 
 
 def _verdict(

@@ -13,27 +13,10 @@ from transformers import PreTrainedConfig
 
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
 from cascade_ops.granularity import Granularity
+from cascade_ops.results import SIAVerdict
 from cascade_ops.sia.units import Kind
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SIAVerdict:
-    """One granularity.
-
-    Attributes:
-        kappa: the most units that share one weight element.
-        pi: input projections that meet multiplicatively inside a unit.
-        holds: κ = 1 and π = 1.
-        reason: in words, with what to do where it fails.
-    """
-
-    granularity: Granularity
-    kappa: int
-    pi: int
-    holds: bool
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

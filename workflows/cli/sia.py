@@ -80,7 +80,7 @@ def sia(
     path = out or Path("runs") / time.strftime("sia-%Y%m%d-%H%M%S")
     try:
         with output.working() as progress:
-            record = run_sia(model, options, path, progress=progress)
+            record = run_sia(model, options, path, progress=progress, told=output.say)
     except KeyboardInterrupt:
         fail("interrupted; nothing was written, the same command starts again", 1)
     _tell(record, output, path)

@@ -16,6 +16,7 @@ from cascade_ops.results import (
     Metric,
     ModelFigures,
     RecoveryResult,
+    SIAVerdict,
     StageResult,
 )
 from cascade_ops.serde import to_jsonable
@@ -94,6 +95,7 @@ class PageView:
     measured: tuple[tuple[str, str, str, str], ...]
     stage_chart: Markup
     stages: tuple[StageView, ...]
+    independence: tuple[tuple[SIAVerdict, bool], ...]
     matrices: tuple[MatrixView, ...]
     recalls: tuple[RecallRow, ...]
     examples: tuple[ExampleView, ...]
@@ -121,6 +123,10 @@ def page_view(
         measured=_measured(dense, final, style),
         stage_chart=charts.stage_chart(_points(report), style),
         stages=tuple(_stage(report, stage, style) for stage in report.stages),
+        independence=tuple(
+            (verdict, verdict.granularity.value in {stage.granularity for stage in report.stages})
+            for verdict in report.independence
+        ),
         matrices=_matrices(report),
         recalls=_recalls(dense.evaluation, final.evaluation),
         examples=tuple(example_view(example) for example in examples),
@@ -172,6 +178,12 @@ def _notes(report: CompressionReport) -> tuple[str, ...]:
         notes.append("The data are simulated: these figures say nothing about a real machine.")
     given = report.data.get("notes", ())
     notes += [given] if isinstance(given, str) else [str(note) for note in given]
+    used = {stage.granularity for stage in report.stages}
+    notes += [
+        f"Removed one by one: {one.granularity.value}. The independence that asks for is {one.reason}"
+        for one in report.independence
+        if one.kappa > 1 and one.granularity.value in used
+    ]
     if len(report.seeds) == 1:
         notes.append(f"One seed ({report.seeds[0]}): the spread over seeds is unknown.")
     return tuple(notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,19 +11,19 @@ import torch
 from torch import nn
 
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
-from cascade_ops.batches import Batch, subset
+from cascade_ops.batches import Batch, length_of, subset
 from cascade_ops.checkpoint import load_pruned, read_config
 from cascade_ops.criteria import CRITERIA
 from cascade_ops.errors import CheckpointError, UsageError
 from cascade_ops.files import written_whole
 from cascade_ops.progress import Progress, silent
 from cascade_ops.shards import layout_of
-from cascade_ops.sia.check import BUDGET, TAU, check
+from cascade_ops.sia.check import BUDGET, GRANULARITY, TAU, check, passes, per_ablation
 from cascade_ops.sia.depth import information_by_depth
-from cascade_ops.sia.interactions import interactions
+from cascade_ops.sia.interactions import MOST, interactions
 from cascade_ops.sia.results import Interactions, SIACheck
 from cascade_ops.sia.structural import check_sia
-from cascade_ops.sia.units import Kind, kinds_of
+from cascade_ops.sia.units import Kind, kinds_of, unit_set
 from cascade_ops.training import deterministic
 from workflows.hub import CONFIG_ONLY, locate
 from workflows.models import model_folder, run_config
@@ -113,8 +114,15 @@ def _structural(model: str, anatomy: ModelAnatomy) -> SIARecord:
     )
 
 
-def run_sia(model: str, options: SIAOptions, out: Path, *, progress: Progress = silent) -> SIARecord:
-    """Check ``model`` and write ``out``, whole or not at all.
+def run_sia(
+    model: str,
+    options: SIAOptions,
+    out: Path,
+    *,
+    progress: Progress = silent,
+    told: Callable[[str], None] = lambda _: None,
+) -> SIARecord:
+    """Check ``model`` and write ``out``, whole or not at all. ``told`` gets the expected cost before it is spent.
 
     Raises:
         CascadeError: see the messages; nothing was written.
@@ -141,6 +149,7 @@ def run_sia(model: str, options: SIAOptions, out: Path, *, progress: Progress = 
         ),
     )
     with written_whole(out) as scratch:  # before the work: a place that cannot be written is found out now
+        told(_cost(layout.anatomy, calibration.batch, options.budget))
         loaded: nn.Module = load_pruned(folder).to(device)  # type: ignore[arg-type]
         found = _checked(
             loaded, calibration.batch, folder, replace(options, device=device, threads=threads), progress
@@ -158,6 +167,19 @@ def run_sia(model: str, options: SIAOptions, out: Path, *, progress: Progress = 
 
         (scratch / PAGE).write_text(render_sia(record), encoding="utf-8")
     return record
+
+
+def _cost(anatomy: ModelAnatomy, data: Batch, budget: int) -> str:
+    """In forward passes over the data; a product with the Hessian counts as four."""
+    samples = length_of(data)
+    pairs = sum(
+        4 * min(MOST, len(unit_set(anatomy, kind))) * _paired(data) / samples for kind in _drawn(anatomy)
+    )
+    return (
+        f"at most {budget} ablations of {per_ablation(samples, budget)} samples; with scores, about "
+        f"{passes(samples, budget):.1f} forward passes over {samples} samples, and {pairs:.1f} for the "
+        f"interaction matrices"
+    )
 
 
 def _checked(
@@ -188,12 +210,20 @@ def _checked(
             ablate=ablate,
             progress=progress,
         )
-    tokens = data["input_ids"].shape[1] if "input_ids" in data else 1
-    some = subset(data, max(1, min(PAIRED, PAIRED_TOKENS // tokens)), options.seed)
+    some = subset(data, _paired(data), options.seed)
     matrices: tuple[Interactions, ...] = tuple(
-        interactions(model, some, kind, progress=progress)
-        for kind in kinds_of(anatomy_of(model))
-        if kind in (Kind.LAYER, Kind.HEAD, Kind.KV_GROUP, Kind.CHANNEL)
+        interactions(model, some, kind, progress=progress) for kind in _drawn(anatomy_of(model))
     )
     depth = information_by_depth(model, subset(data, PROFILED, options.seed))
     return replace(found, interactions=matrices, depth=depth)
+
+
+def _paired(data: Batch) -> int:
+    """Samples of the interaction matrices."""
+    tokens = data["input_ids"].shape[1] if "input_ids" in data else 1
+    return min(length_of(data), max(1, min(PAIRED, PAIRED_TOKENS // tokens)))
+
+
+def _drawn(anatomy: ModelAnatomy) -> list[Kind]:
+    """Disjoint unit sets: those with an interaction matrix."""
+    return [kind for kind in kinds_of(anatomy) if kind in GRANULARITY]

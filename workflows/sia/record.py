@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cascade_ops.errors import CheckpointError
+from cascade_ops.results import SIAVerdict
 from cascade_ops.serde import from_jsonable, to_jsonable
 from cascade_ops.sia.results import SCHEMA, SIACheck
-from cascade_ops.sia.structural import SIAVerdict
 
 DOCUMENT, PAGE = "sia.json", "report.html"
 

@@ -235,14 +235,15 @@ def test_parts_stand_for_all_pairs(units: int, coupling: float, seed: int) -> No
 )
 def test_the_safe_ratio_is_where_the_gap_first_exceeds_tau(gaps: list[float], tau: float) -> None:
     ratios = tuple((n + 1) / 10 for n in range(len(gaps)))
-    safe = safe_ratio(ratios, gaps, tau)
+    column = torch.tensor(gaps, dtype=torch.float64)[:, None]
+    safe = float(safe_ratio(ratios, column, tau))
     assert 0 <= safe <= ratios[-1]
     if max(gaps) <= tau:
         assert safe == ratios[-1]
     else:
         first = next(n for n, gap in enumerate(gaps) if gap > tau)
         assert (ratios[first - 1] if first else 0.0) <= safe <= ratios[first]
-        assert safe_ratio(ratios, gaps, 2 * tau) >= safe
+        assert float(safe_ratio(ratios, column, 2 * tau)) >= safe
 
 
 @pytest.mark.parametrize("name", MODELS)

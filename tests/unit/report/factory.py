@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import replace
 
+from cascade_ops.granularity import Granularity
 from cascade_ops.results import (
     CompressionReport,
     Evaluation,
@@ -14,6 +15,7 @@ from cascade_ops.results import (
     Metric,
     ModelFigures,
     RecoveryResult,
+    SIAVerdict,
     StageResult,
 )
 from workflows.report import ExampleDiagnosis
@@ -151,6 +153,16 @@ def bearing_report() -> CompressionReport:
             "commit": "0123abc",
             "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
         },
+        independence=(
+            SIAVerdict(granularity=Granularity.LAYER, kappa=1, pi=1, holds=True, reason="holds: blocks add."),
+            SIAVerdict(
+                granularity=Granularity.HEAD,
+                kappa=4,
+                pi=1,
+                holds=False,
+                reason="violated (κ=4): K/V are shared.",
+            ),
+        ),
     )
 
 

@@ -140,6 +140,14 @@ def test_maps_draw_exactly_the_kept_units() -> None:
     assert drawn == {"kept": 104, "removed": 920}
 
 
+def test_structural_independence_is_told() -> None:
+    words = " ".join(Page(render_html(bearing_report(), artifacts=ARTIFACTS)).words)
+    assert "violated (κ=4): K/V are shared." in words
+    assert "Removed one by one: head." in words, "among the notes, since this run did so"
+    older = replace(bearing_report(), independence=())
+    assert "judged one by one" not in " ".join(Page(render_html(older, artifacts=ARTIFACTS)).words)
+
+
 def test_a_layer_stage_with_one_score_missing_still_draws() -> None:
     layers = tuple(replace(layer, scores=(math.nan, *layer.scores[1:])) for layer in units([0, 1], 8, 4, 1))
     html = render_html(replace(bearing_report(), stages=(stage(0, "head", layers, 9),)), artifacts={})
