@@ -37,7 +37,7 @@ SINGLES = 6
 ENOUGH = 12
 """Samples before a verdict can be certain."""
 SHARE = 3
-"""The whole budget costs about so many forward passes over the data."""
+"""The default budget costs about so many forward passes over the data."""
 NARROW = 0.1
 """An interval of r* of this width is certain enough."""
 BATCH = 32
@@ -128,7 +128,7 @@ def check(
     for name in names:
         CRITERIA[name]
     kinds = tuple(kinds or kinds_of(anatomy))
-    per = per_ablation(samples, budget)
+    per = per_ablation(samples)
     progress("score", 0, 1)
     scores = scorer(model, sequential(data, BATCH), names, seed=seed)
     progress("score", 1, 1)
@@ -177,16 +177,16 @@ def check(
     )
 
 
-def per_ablation(samples: int, budget: int) -> int:
+def per_ablation(samples: int) -> int:
     """Fresh samples on which each set of units is shut."""
-    return min(samples, max(2, round(SHARE * samples / budget)))
+    return min(samples, max(2, round(SHARE * samples / BUDGET)))
 
 
 def passes(samples: int, budget: int) -> float:
     """What a check costs at most, in forward passes over the data; a backward pass counts as two."""
     scores, dense, apart = 3.0, 0.25, 0.75
     again = 4 * 3 * max(8, samples // 16) / samples
-    return scores + dense + apart + again + budget * per_ablation(samples, budget) / samples
+    return scores + dense + apart + again + budget * per_ablation(samples) / samples
 
 
 def _rounds(

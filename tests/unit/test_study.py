@@ -19,7 +19,7 @@ from tests.factories import batch_for, llama_like
 from workflows.study import job
 from workflows.study.analysis import analyse, page
 from workflows.study.arms import ARMS, cut, judged
-from workflows.study.cell import StudyOptions, between
+from workflows.study.cell import StudyOptions, between, run_cell
 from workflows.study.grid import GRID, Architecture
 
 
@@ -118,6 +118,8 @@ def rows_of(predictive: bool) -> list[dict[str, Any]]:
                             "safe": 0.5,
                             "predicted_loss": 1.0,
                             "dense_accuracy": 0.99,
+                            "loss": 0.1 + fall,
+                            "dense_loss": 0.1,
                             "accuracy": 0.99 - fall,
                             "recovered_accuracy": 0.98 if parts == "heads+channels" else None,
                         }
@@ -158,6 +160,22 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     assert {path.name for path in tmp_path.iterdir()} == {"cells", "study.json", "study.md", "study.parquet"}
     with pytest.raises(AssertionError, match="run again"):
         job.run_study(tmp_path, StudyOptions(steps=3), seeds=(0,), workers=1, grid=cells)
+
+
+def test_a_cell_gives_a_row_for_each_cut() -> None:
+    small = {"seconds": 1.0, "labels": ["N", "IR014", "OR014"], "loads": ["0", "3"]}
+    options = StudyOptions(
+        data="simulated", steps=3, recovery=1, budget=120, ratios=(0.5, 0.7), options=small
+    )
+    rows = run_cell(Architecture(attention="GQA-4", mlp="SwiGLU"), 0, options)
+    assert len(rows) == 3 * len(ARMS) * 2
+    both = [row for row in rows if row["parts"] == "heads+channels" and row["ratio"] == 0.7]
+    assert all(row["recovered_accuracy"] is not None for row in both)
+    assert {row["structural"] for row in rows if row["arm"] == "apart"} == {False}
+    for row in rows:
+        assert row["kept_params"] < row["params"]
+        assert row["gap"] >= 0
+    assert analyse(rows)["models"] == 1
 
 
 def test_copies_are_cut(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def _notes(report: CompressionReport) -> tuple[str, ...]:
     notes += [given] if isinstance(given, str) else [str(note) for note in given]
     used = {stage.granularity for stage in report.stages}
     notes += [
-        f"Removed one by one: {one.granularity.value}. The independence that asks for is {one.reason}"
+        f"Removed one by one: {one.granularity.value}. The independence this assumes is {one.reason}"
         for one in report.independence
         if one.kappa > 1 and one.granularity.value in used
     ]

@@ -176,7 +176,7 @@ def _cost(anatomy: ModelAnatomy, data: Batch, budget: int) -> str:
         4 * min(MOST, len(unit_set(anatomy, kind))) * _paired(data) / samples for kind in _drawn(anatomy)
     )
     return (
-        f"at most {budget} ablations of {per_ablation(samples, budget)} samples; with scores, about "
+        f"at most {budget} ablations of {per_ablation(samples)} samples; with scores, about "
         f"{passes(samples, budget):.1f} forward passes over {samples} samples, and {pairs:.1f} for the "
         f"interaction matrices"
     )

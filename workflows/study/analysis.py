@@ -15,12 +15,15 @@ Row = dict[str, Any]
 COLLAPSE = 0.2
 """Accuracy lost, as a share, from which a cut counts as a collapse."""
 RESAMPLES = 1000
+AFTERWARDS = "(known only afterwards: rise of the test loss)"
+"""How well a perfect knowledge of the loss would do."""
 PREDICTORS: dict[str, Callable[[Row], float]] = {
     "A(r)": lambda row: float(row["gap"]),
     "r − r*": lambda row: float(row["ratio"]) - float(row["safe"]),
     "ΔL(S_r) by shutting": lambda row: float(row["predicted_loss"]),
     "structural (κ, π)": lambda row: float(not row["structural"]),
     "r alone": lambda row: float(row["ratio"]),
+    AFTERWARDS: lambda row: float(row["loss"]) - float(row["dense_loss"]),
 }
 
 
@@ -86,7 +89,10 @@ def _left_out(rows: Sequence[Row], predictor: Callable[[Row], float]) -> dict[st
     """Balanced accuracy of telling collapses by a threshold chosen on the other architectures."""
     hits: list[tuple[bool, bool]] = []
     thresholds = []
-    for held in sorted({row["architecture"] for row in rows}):
+    names = sorted({row["architecture"] for row in rows})
+    if len(names) < 2:
+        return dict.fromkeys(("balanced_accuracy", "threshold_low", "threshold_high"), math.nan)
+    for held in names:
         others = [row for row in rows if row["architecture"] != held]
         threshold = _threshold(others, predictor)
         thresholds.append(threshold)
@@ -133,8 +139,8 @@ def page(rows: Sequence[Row], found: dict[str, Any]) -> str:
     dense = [float(row["dense_accuracy"]) for row in rows]
     parts = [
         f"{found['models']} models, dense accuracy {100 * np.mean(dense):.1f} % (lowest {100 * min(dense):.1f}); "
-        f"{found['judged']} cuts by a right criterion of one part, {found['collapses']} of them collapses (more than "
-        f"{COLLAPSE:.0%} of accuracy lost). Intervals: 95 % bootstrap over models.",
+        f"{found['judged']} cuts of one part (heads or channels; regrouped and apart), {found['collapses']} of them "
+        f"collapses (more than {COLLAPSE:.0%} of accuracy lost). Intervals: 95 % bootstrap over models.",
         _table(("known before", "Spearman with accuracy lost", "AUC for collapse"), predictors),
         "Threshold chosen on fifteen architectures, judged on the sixteenth:",
         _table(("known before", "balanced accuracy", "threshold"), left),

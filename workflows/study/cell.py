@@ -77,7 +77,7 @@ def run_cell(cell: Architecture, seed: int, options: StudyOptions) -> list[dict[
     for parts in PARTS:
         for arm in ARMS:
             for ratio in options.ratios:
-                told = [told(found[kind_of(one, arm, part)], ratio) for part in parts]
+                told = [foretold(found[kind_of(one, arm, part)], ratio) for part in parts]
                 worst = max(told, key=lambda each: float(each["gap"]))
                 rows.append(
                     {
@@ -93,7 +93,7 @@ def run_cell(cell: Architecture, seed: int, options: StudyOptions) -> list[dict[
     return rows
 
 
-def told(verdict: Verdict, ratio: float) -> dict[str, Any]:
+def foretold(verdict: Verdict, ratio: float) -> dict[str, Any]:
     """What the check says beforehand about cutting ``ratio`` of one unit set."""
     if not verdict.curves:
         return {"structural": verdict.structural, "gap": 0.0, "safe": 1.0, "predicted_loss": 0.0}
