@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
 from cascade_ops.batches import Batch, length_of, sequential, subset, take
 from cascade_ops.criteria import CRITERIA
-from cascade_ops.errors import UsageError
+from cascade_ops.errors import DataError, UsageError
 from cascade_ops.gates import gated
 from cascade_ops.granularity import Granularity
 from cascade_ops.progress import Progress, silent
@@ -36,6 +36,8 @@ BUDGET = 200
 SINGLES = 6
 ENOUGH = 12
 """Samples before a verdict can be certain."""
+FEWEST = 8
+"""Calibration samples without which nothing can be told."""
 SHARE = 3
 """The default budget costs about so many forward passes over the data."""
 NARROW = 0.1
@@ -120,10 +122,12 @@ def check(
     Raises:
         UnknownNameError: no such criterion.
         UsageError: the budget does not suffice for one round (the message says what would).
-        DataError: no data, or activations are not finite.
+        DataError: fewer than ``FEWEST`` samples, or activations are not finite.
     """
     began = time.perf_counter()
     anatomy, samples = anatomy_of(model), length_of(data)
+    if samples < FEWEST:
+        raise DataError(f"expected at least {FEWEST} calibration samples, found {samples}")
     names = tuple(dict.fromkeys((criterion, *criteria)))
     for name in names:
         CRITERIA[name]

@@ -86,9 +86,10 @@ def structural(model: str) -> SIARecord:
         UsageError, CheckpointError: no such model.
         UnsupportedFamilyError: no FamilySpec describes it.
     """
-    return _structural(
-        model, anatomy_of(read_config(locate(str(model_folder(Path(model))), files=CONFIG_ONLY)))
-    )
+    path = Path(model)
+    if path.name == "config.json" and path.is_file():
+        path = path.parent
+    return _structural(model, anatomy_of(read_config(locate(str(model_folder(path)), files=CONFIG_ONLY))))
 
 
 def has_data(model: str, data: str | None) -> bool:

@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cascade_ops.errors import CascadeError
 from cascade_ops.progress import Progress, silent
 from cascade_ops.serde import to_jsonable
 from workflows.report.render import write_page
 from workflows.scoring.cluster import connected
 from workflows.study.analysis import analyse, page
-from workflows.study.cell import StudyOptions, run_cell
+from workflows.study.cell import StudyOptions, job_config, run_cell
 from workflows.study.grid import GRID, Architecture
 
 CELLS, TABLE, RESULT, PAGE = "cells", "study.parquet", "study.json", "study.md"
@@ -35,9 +36,12 @@ def run_study(
     """Run the cells that ``out`` lacks, then sum all of them up.
 
     Raises:
+        UnknownNameError: no such dataset.
         UsageError: no cluster answers.
         CascadeError: a cell failed; those that are done stay.
     """
+    for cell in grid[:1]:
+        job_config(cell, 0, options)  # names that nobody knows are found out before anything is written
     folder = out / CELLS
     folder.mkdir(parents=True, exist_ok=True)
     cells = [(cell, seed) for seed in seeds for cell in grid]
@@ -57,7 +61,9 @@ def run_study(
                 try:
                     rows = ray.get(ready)
                 except RayTaskError as error:
-                    raise error.as_instanceof_cause() from None
+                    if isinstance(error.cause, CascadeError):
+                        raise error.cause from None
+                    raise
                 write_page(places[pending.pop(ready)], json.dumps(to_jsonable(rows)))
                 done += 1
                 progress("cells", done, len(cells))
