@@ -200,13 +200,9 @@ def _mean(rows: Sequence[Row], column: str) -> str:
     values = [100 * (row["dense_accuracy"] - row[column]) for row in rows if row[column] is not None]
     if not values:
         return "–"
-    half = 0.0
-    if len(values) > 1:
-        half = (
-            float(stats.t.ppf(0.975, len(values) - 1))
-            * float(np.std(values, ddof=1))
-            / math.sqrt(len(values))
-        )
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return f"{np.mean(values):.1f} ± {half:.1f}"
 
 
