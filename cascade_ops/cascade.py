@@ -192,9 +192,8 @@ def run_stage(
         augment=data.augment,
         progress=progress,
     )
-    after_recovery = (
-        evaluate(model, data.test, task=data.task, classes=data.classes) if steps else before_recovery
-    )
+    measured = partial(evaluate, model, task=data.task, classes=data.classes)
+    after_recovery = measured(data.test) if steps else before_recovery
     units, kept = sum(anatomy.units(plan.granularity)), sum(len(row) for row in plan.keep)
     return StageResult(
         index=index,
@@ -208,6 +207,7 @@ def run_stage(
         before_recovery=before_recovery,
         after_recovery=after_recovery,
         recovery=recovery,
+        validation=measured(data.validation),
         seconds=time.perf_counter() - began,
     )
 

@@ -80,7 +80,8 @@ class StageResult:
 
     ``ratio`` is the fraction of units of this granularity that the stage removed, ``params`` the
     backbone parameters left and ``params_total`` all parameters left. For granularity ``layer``,
-    ``layers`` holds one entry per layer with one score each; ``kept`` is (0,) or ().
+    ``layers`` holds one entry per layer with one score each; ``kept`` is (0,) or (). Evaluations are on the test
+    side, which no decision may see, but ``validation``, after recovery, from which schedules are chosen.
     """
 
     index: int
@@ -95,6 +96,7 @@ class StageResult:
     after_recovery: Evaluation
     recovery: RecoveryResult
     seconds: float
+    validation: Evaluation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

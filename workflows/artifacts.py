@@ -23,7 +23,7 @@ from workflows.rundir import DENSE, RunDir, read_json, write_json
 
 MANIFEST = "manifest.json"
 SCHEMA = "cascade.artifact/1"
-KEYS = 1
+KEYS = 2
 """Version of what keys are made of."""
 
 Inputs = dict[str, Any]
@@ -69,10 +69,13 @@ def stage_inputs(
 ) -> Inputs:
     """What stage ``index`` depends on, beside the content of the dense and of the previous model.
 
-    Shares and the whole budget matter only by the steps that they give this stage.
+    Shares and the whole budget matter only by the steps that they give this stage, and how to train only if there
+    are any.
     """
     stage, recovery = to_jsonable(schedule.stages[index]), to_jsonable(schedule.recovery)
     del stage["share"], recovery["steps"]
+    if not schedule.steps()[index]:
+        recovery = {name: recovery[name] for name in ("compensation", "ridge")}
     one_shot = None if schedule.rescore else [one.criterion for one in schedule.stages]
     return {
         **_common("stage", config, origin),
@@ -80,7 +83,7 @@ def stage_inputs(
         "stage": stage,
         "steps": schedule.steps()[index],
         "recovery": recovery,
-        "recovering": config.recovering.numerics(),
+        "recovering": config.recovering.numerics() if schedule.steps()[index] else None,
         "one_shot": one_shot,
         "dense": dense,
         "previous": previous,

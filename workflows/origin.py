@@ -88,13 +88,23 @@ def recorded_origin(run: RunDir) -> Origin:
 
 
 def same_origin(
-    run: RunDir, config: JobConfig, recorded: Origin, data_fingerprint: str, progress: Progress
+    run: RunDir,
+    config: JobConfig,
+    recorded: Origin,
+    data_fingerprint: str,
+    progress: Progress,
+    *,
+    now: Origin | None = None,
 ) -> Origin:
-    """What the run started from, with today's versions. Raises ConfigError where it has changed since."""
+    """What the run started from, with today's versions; ``now`` where that is known already.
+
+    Raises:
+        ConfigError: it has changed since.
+    """
     kept = None
     if config.model.path is not None and run.step(DENSE).is_dir() and not Path(config.model.path).exists():
         kept = recorded.weights  # the run has a copy of its own
-    found = origin_of(config, data_fingerprint, weights=kept, progress=progress)
+    found = now or origin_of(config, data_fingerprint, weights=kept, progress=progress)
     for what, old, new in (
         ("data", recorded.data, found.data),
         ("weights", recorded.weights, found.weights),

@@ -10,11 +10,13 @@ The store is a cache: whatever goes wrong with it costs work, not the run.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import posixpath
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,37 @@ from workflows.rundir import RunDir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """A folder of artifacts on some file system."""
+    """A folder of artifacts on some file system.
+
+    ``links``: files pass in and out as hard links where that is possible, so that many runs that share steps take
+    the room of one. A file that is damaged in place is then damaged everywhere, which its checksum tells.
+    """
 
     url: str
     files: Any  # fsspec ships no types
     root: str
+    links: bool = False
+
+    @contextmanager
+    def claimed(self, key: str) -> Iterator[None]:
+        """Nobody else on this file system makes artifact ``key`` meanwhile; elsewhere they may, to no harm.
+
+        The claim goes with the process that holds it.
+        """
+        if not isinstance(self.files, LocalFileSystem):
+            yield
+            return
+        try:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._at(f".{key}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:  # a store that cannot be written costs work, not the run
+            yield
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
     def find(self, key: str) -> Manifest | None:
         """The manifest of artifact ``key``; None if there is none.
@@ -66,7 +94,8 @@ class Store:
         source, target = self._at(key, "files", record.sha256), folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.files.get_file(source, str(target))
+            if not (self.links and _linked(source, target)):
+                self.files.get_file(source, str(target))
             check_file(folder, name, record, progress=progress)
         except (FileNotFoundError, CheckpointError) as error:
             # Withdrawn, so that it is published anew once it has been made again.
@@ -96,7 +125,8 @@ class Store:
             return
         scratch = f"{target}.{uuid.uuid4().hex}.part"
         try:
-            self.files.put_file(str(source), scratch)
+            if not (self.links and _linked(source, scratch)):
+                self.files.put_file(str(source), scratch)
             os.replace(scratch, target)
         finally:
             Path(scratch).unlink(missing_ok=True)
@@ -105,7 +135,18 @@ class Store:
         return posixpath.join(self.root, *parts)
 
 
-def open_store(url: str) -> Store:
+def _linked(source: str | Path, target: str | Path) -> bool:
+    """Make ``target`` another name of ``source``, if the file system can."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def open_store(url: str, *, links: bool = False) -> Store:
     """The store at ``url``: a path or any fsspec URL.
 
     Raises:
@@ -118,7 +159,8 @@ def open_store(url: str) -> Store:
     except (ValueError, TypeError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"store: expected a folder or an fsspec URL, got {url!r} ({reason})") from error
-    return Store(url=url.rstrip("/"), files=files, root=root.rstrip("/"))
+    links = links and isinstance(files, LocalFileSystem)
+    return Store(url=url.rstrip("/"), files=files, root=root.rstrip("/"), links=links)
 
 
 def take(
