@@ -49,6 +49,19 @@ def augmented(batch: Batch, augment: Augment | None, generator: torch.Generator)
     return {**batch, "signal": signal / signal.std(dim=1, keepdim=True).clamp(min=1e-12)}
 
 
+def varied(batch: Batch, augment: Augment | None, *, draws: int = 4, seed: int = 0) -> Batch:
+    """``draws`` variations of every sample, always the same ones; the batch itself where nothing is varied.
+
+    A validation side of the same recordings as the training side says little about others. Varied as in training, it
+    ranks models more as other recordings do (docs/search.md).
+    """
+    if augment is None or "signal" not in batch or not (augment.speed or augment.noise):
+        return batch
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [augmented(batch, augment, generator) for _ in range(draws)]
+    return {name: torch.cat([one[name] for one in drawn]) for name in batch}
+
+
 def _symmetric(n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
     return 2 * torch.rand(n, generator=generator) - 1
 

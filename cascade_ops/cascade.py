@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
+from cascade_ops.augment import varied
 from cascade_ops.batches import sequential
 from cascade_ops.compensation import compensate
 from cascade_ops.criteria import CRITERIA
@@ -207,7 +208,7 @@ def run_stage(
         before_recovery=before_recovery,
         after_recovery=after_recovery,
         recovery=recovery,
-        validation=measured(data.validation),
+        validation=measured(varied(data.validation, data.augment)),
         seconds=time.perf_counter() - began,
     )
 

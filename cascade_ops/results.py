@@ -81,7 +81,8 @@ class StageResult:
     ``ratio`` is the fraction of units of this granularity that the stage removed, ``params`` the
     backbone parameters left and ``params_total`` all parameters left. For granularity ``layer``,
     ``layers`` holds one entry per layer with one score each; ``kept`` is (0,) or (). Evaluations are on the test
-    side, which no decision may see, but ``validation``, after recovery, from which schedules are chosen.
+    side, which no decision may see, but ``validation``, after recovery, from which schedules are chosen: that side
+    varied as in training.
     """
 
     index: int

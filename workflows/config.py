@@ -302,7 +302,11 @@ def _built(config: JobConfig) -> CascadeSchedule:
 
 
 def validate(document: dict[str, Any]) -> JobConfig:
-    """Check types, ranges and keys. Raises ConfigError that starts with where."""
+    """Check types, ranges and keys. Raises ConfigError that starts with where.
+
+    A ``search`` section is for ``cascade search`` and does not concern a run.
+    """
+    document = {key: value for key, value in document.items() if key != "search"}
     try:
         return TypeAdapter(JobConfig).validate_python(document)
     except ValidationError as error:

@@ -14,6 +14,7 @@ from workflows.cli.models import evaluate_model, inspect
 from workflows.cli.recover import recover
 from workflows.cli.reporting import report
 from workflows.cli.score import score
+from workflows.cli.search import search
 from workflows.cli.sia import sia
 from workflows.cli.status import status
 
@@ -31,6 +32,7 @@ app.command()(inspect)
 app.command("eval")(evaluate_model)
 app.command()(score)
 app.command()(sia)
+app.command()(search)
 app.command()(recover)
 app.command()(report)
 app.command()(status)

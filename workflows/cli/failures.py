@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
-
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Commands(TyperGroup):
@@ -46,6 +43,7 @@ def fail(message: str, code: int) -> None:
 def explain(error: Exception) -> tuple[str, int]:
     """Message and exit code of an error."""
     from cascade_ops.errors import CascadeError
+    from cascade_ops.files import disk_full
 
     if isinstance(error, CascadeError):
         return str(error), error.exit_code
@@ -56,15 +54,6 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else ""), 1
     return f"{type(error).__name__}: {error} (unexpected; cascade --debug … shows where)", 1
-
-
-def disk_full(error: BaseException | None) -> OSError | None:
-    """The OSError of a full disk that ``error`` is or stems from."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _is_typers_own(error: Exception) -> bool:

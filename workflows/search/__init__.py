@@ -1,0 +1,1 @@
+"""The search for the best schedule: Ray Tune over compress jobs, proposed by Optuna, bounded by SIA."""
