@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from page import rewrite
 
 from workflows.config import default_document
 from workflows.search.record import SearchRecord, TrialRecord, read_record
 
+ROOT = Path(__file__).resolve().parent
 ARMS: dict[str, dict[str, Any]] = {
     "search": {},
     "random": {"sampler": "random", "scheduler": "none", "branch": 0.0},
@@ -42,8 +44,8 @@ def configuration(seed: int, arm: str, trials: int, steps: int, split: str) -> d
 
 def run(out: Path, seeds: int, trials: int, steps: int, split: str) -> None:
     """Every search that is not there yet."""
-    for seed in range(seeds):
-        for arm in ARMS:
+    for arm in ARMS:
+        for seed in range(seeds):
             folder = out / f"{arm}-{seed}"
             if (folder / "search.json").is_file():
                 continue
@@ -152,14 +154,16 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--split", default="load:3")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--table", action="store_true", help="from what is there")
+    parser.add_argument("--mark", action="store_true", help="write the table into docs/search.md")
     options = parser.parse_args()
     if not options.table:
         run(options.out, options.seeds, options.trials, options.steps, options.split)
     text = table(options.out)
     print(text)
-    (options.out / "table.md").write_text(text + "\n")
-    (options.out / "rows.json").write_text(json.dumps(rows(options.out), indent=1) + "\n")
+    if options.mark:
+        rewrite("search-cwru", text, ROOT.parent / "docs" / "search.md")
+        (ROOT / "results" / "search-cwru.json").write_text(json.dumps(rows(options.out), indent=1) + "\n")
 
 
 if __name__ == "__main__":

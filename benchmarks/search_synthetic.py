@@ -4,7 +4,7 @@ The objective is made up, cheap, and known: over the real space of schedules of 
 has a cost, layers and heads an interaction, and a limit cuts off the unconstrained optimum. The least feasible value is
 found by enumeration. Searches propose through the same code as ``cascade search``, without Ray.
 
-    python benchmarks/search_synthetic.py [--seeds 10] [--trials 60] [--out benchmarks/results/search-synthetic.json]
+    python benchmarks/search_synthetic.py [--seeds 10] [--trials 60] [--mark --picture docs/search-regret.svg]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from page import rewrite
 from transformers import GPT2Config
 
 from cascade_ops.anatomy import anatomy_of
@@ -31,6 +32,7 @@ from workflows.search.proposals import Proposals
 from workflows.search.record import TrialRecord
 from workflows.search.results import winner_of
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 TARGET = 13.8
 LIMIT = "latency"
 ARMS = {"search": {}, "TPE alone": {"branch": 0.0}, "random": {"sampler": "random"}}
@@ -140,18 +142,20 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--limit", type=float, default=0.2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/search-synthetic.json"))
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--mark", action="store_true", help="write the table into docs/search.md")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     base = SearchConfig(trials=options.trials, limits={LIMIT: options.limit})
     best = optimum(space_of(base), options.limit)
     free = min(shape_cost(*pair) for pair in space_of(base).pairs())
-    print(f"optimum within the limit {best:.4f}, without it {free:.4f}\n")
-    print(
+    lines = [
+        f"Optimum within the limit {best:.4f}, without it {free:.4f}.\n",
         "| proposals | regret at 20 | regret at 60 | within 0.01 of the optimum | winners beyond the limit "
-        "| stages shared |"
-    )
-    print("| --- | --- | --- | --- | --- | --- |")
+        "| stages shared |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     curves: dict[str, list[list[float]]] = {}
     for name, changes in ARMS.items():
         curves[name], shares, broken = [], [], 0
@@ -162,13 +166,39 @@ def main() -> None:
             broken += winner is not None and winner.violations[LIMIT] > 0
             curves[name].append([value - best for value in curve])
             shares.append(shared)
-        print(
+        found = sum(curve[-1] <= 0.01 for curve in curves[name])
+        lines.append(
             f"| {name} | {_spread(curves[name], 19)} | {_spread(curves[name], options.trials - 1)} | "
-            f"{sum(c[-1] <= 0.01 for c in curves[name])} of {options.seeds} | {broken} | "
-            f"{sum(shares) / len(shares):.0%} |",
-            flush=True,
+            f"{found} of {options.seeds} | {broken} | {sum(shares) / len(shares):.0%} |"
         )
+    text = "\n".join(lines)
+    print(text)
+    if options.mark:
+        rewrite("search-synthetic", text, DOCS / "search.md")
     options.out.write_text(json.dumps({"optimum": best, "regret": curves}) + "\n")
+    if options.picture is not None:
+        plot(curves, options.picture)
+
+
+def plot(curves: dict[str, list[list[float]]], path: Path) -> None:
+    """Mean regret after each trial, with every seed behind it."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "cascade"  # the same figures give the same file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4))
+    for (name, seeds), colour in zip(curves.items(), ("#0b5f8a", "#5a6673", "#a8480a"), strict=True):
+        for curve in seeds:
+            axes.step(range(1, len(curve) + 1), curve, where="post", color=colour, alpha=0.15, linewidth=1)
+        mean = [sum(column) / len(seeds) for column in zip(*seeds, strict=True)]
+        axes.step(range(1, len(mean) + 1), mean, where="post", color=colour, linewidth=2.2, label=name)
+    axes.set(xlabel="trials", ylabel="regret: best within the limit − optimum", ylim=(0, 0.6))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
 
 
 def _spread(curves: list[list[float]], at: int) -> str:

@@ -89,14 +89,14 @@ def test_a_finished_search_is_not_repeated(found: tuple[Path, SearchRecord]) -> 
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.parametrize("objectives", [["loss", "params"], ["loss", "params", "latency"]])
-def test_several_objectives(tmp_path: Path, objectives: list[str]) -> None:
-    free = document(objectives=objectives, trials=5, reference=False)
+def test_three_objectives(tmp_path: Path) -> None:
+    objectives = ["loss", "params", "latency"]
+    free = document(objectives=objectives, trials=4, reference=False)
     free["schedule"] = {**TINY["schedule"], "stages": [{"granularity": "channel", "ratio": 0.5}]}
     del free["schedule"]["target"]
     record = run_search(request_of(free, []), tmp_path / "out")
     complete = [trial for trial in record.trials if trial.state == "complete"]
-    assert len(complete) == 5
+    assert len(complete) == 4
     for trial in complete:
         assert set(trial.values) == set(objectives)
         others = [other for other in complete if other is not trial]

@@ -11,8 +11,8 @@ import math
 import random
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -44,15 +44,22 @@ HOPELESS = 5
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An Optuna trial as a Suggest."""
+    """An Optuna trial as a Suggest, asked only for what is not ``kept`` from another trial or not possible any more."""
 
     trial: Any
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
 
     def integer(self, name: str, low: int, high: int) -> int:
-        return int(self.trial.suggest_int(name, low, high))
+        kept = self.kept.get(name)
+        possible = kept is not None and low <= kept <= high
+        self.chosen[name] = kept if possible else self.trial.suggest_int(name, low, high)
+        return int(self.chosen[name])
 
     def choice(self, name: str, options: Sequence[Any]) -> Any:
-        return self.trial.suggest_categorical(name, options)
+        kept = self.kept.get(name)
+        self.chosen[name] = kept if kept in options else self.trial.suggest_categorical(name, options)
+        return self.chosen[name]
 
 
 def proposed(trial: Any, *, space: Space) -> dict[str, Any]:
@@ -169,15 +176,13 @@ class Proposals(OptunaSearch):
             search = replace(self._search, sampler="random") if desperate else self._search
             copy.sampler = sampler_for(search, place)
             branch = branch_of(self.study, self._schedules, search, random.Random(f"{search.seed} {place}"))
-            if branch is not None:
-                copy.enqueue_trial(branch[1])
-            trial = copy.ask()
+            asked = Asked(copy.ask(), {} if branch is None else branch[1])
             try:
-                draw(self._schedules, Asked(trial))
+                draw(self._schedules, asked)
             except Unreachable:  # a free search may draw the dense model itself
                 continue
-            if self._key(trial.params) not in seen:
-                return dict(trial.params), "drawn" if branch is None else f"branch of {branch[0]}"
+            if self._key(asked.chosen) not in seen:
+                return asked.chosen, "drawn" if branch is None else f"branch of {branch[0]}"
         return None
 
     def _key(self, params: dict[str, Any]) -> str:

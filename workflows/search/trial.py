@@ -39,7 +39,8 @@ from workflows.store import open_store
 STORE, SCORES, TRIALS, REFERENCE = "store", "scores", "trials", "reference"
 FULL = "full recovery"
 PARTS = 2
-"""Rungs of a run with the full recovery: this many parts of the way to the target, the end included."""
+"""Rungs of a run with the full recovery: each of so many parts of the way to the target, in the logarithm of the
+compression, so that all orders and numbers of rounds compare."""
 MB = 1e6
 DISK_FULL = "the disk is full: nothing was half-written; make room and resume"
 
@@ -173,14 +174,15 @@ class Trial:
         )
         if fraction < 1 or index == len(self.schedule.stages) - 1 or result.validation is None:
             return
-        rung = len(self.plan.fidelities) + math.floor(PARTS * self._way(index, dense / result.params))
+        parts_done = math.floor(PARTS * self._way(index, dense / result.params))
+        rung = len(self.plan.fidelities) - 1 + parts_done
         outcome = figures("", result.validation)
         name = self.plan.objectives[0]
-        if len(self.plan.fidelities) <= rung < self.plan.last_rung and rung > self.rung and name in outcome:
+        if parts_done and rung > self.rung and name in outcome:
             self._at_rung(rung, f"{dense / result.params:.3g}× on the way", outcome[name])
 
     def _way(self, index: int, compression: float) -> float:
-        """How far the cascade has come, less than 1: by parameters, so that all orders compare."""
+        """How far the cascade has come, less than 1."""
         target = self.plan.config.schedule.target
         if target is None:
             return index / len(self.schedule.stages)

@@ -32,6 +32,7 @@ from workflows.search.proposals import (
     schedule_of,
 )
 from workflows.search.record import TrialRecord
+from workflows.search.results import front_of, winner_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Optuna calls several of its samplers experimental
 SPACE = space(target=8.0)
@@ -162,6 +163,29 @@ def test_limits_are_constraints_that_no_winner_exceeds(opened: Open) -> None:
     excess = [trial.constraints["latency"] for trial in ranked]
     assert excess == sorted(excess)
     assert search.study.best_trial.constraints["latency"] <= 0
+
+
+def test_two_objectives_go_on_after_a_restart(opened: Open) -> None:
+    """NSGA-II keeps its generations in the database, and values that are not finite stay out of the front."""
+    objectives = objectives_for(("loss", "params"), "diagnosis")
+
+    def values(point: dict[str, Any]) -> dict[str, float]:
+        return {"loss": cost(point["params"]), "params": 100.0 * point["params"].get("layers", 6)}
+
+    for index in range(14):
+        search = opened(objectives=("loss", "params"), trials=14)
+        point: Any = search.suggest(str(index))
+        found = {"loss": math.nan, "params": 1.0} if index == 5 else values(point)
+        search.on_trial_complete(str(index), ended(point, values=found, outcome=found))
+    records = finished(search.study)
+    assert [record.state for record in records].count("failed") == 1
+    front = front_of(records, objectives)
+    best = [search.study.trials[number] for number in front]
+    assert {trial.number for trial in search.study.best_trials} == set(front)
+    assert all(trial.state is TrialState.COMPLETE for trial in best)
+    winner = winner_of(records, objectives)
+    assert winner is not None
+    assert winner.number in front
 
 
 def test_hopeless_from_the_start_stops_the_search(opened: Open) -> None:
