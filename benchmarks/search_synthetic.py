@@ -202,7 +202,7 @@ def plot(curves: dict[str, list[list[float]]], path: Path) -> None:
 
 
 def _spread(curves: list[list[float]], at: int) -> str:
-    values = sorted(curve[at] for curve in curves)
+    values = sorted(curve[min(at, len(curve) - 1)] for curve in curves)
     mean = sum(values) / len(values)
     half = (
         2.262 * math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))

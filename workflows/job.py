@@ -49,13 +49,15 @@ def _mute(message: str) -> None:
 class Shared:
     """What many runs that differ only in their schedules have in common, so that it is loaded once.
 
-    ``scores`` is a folder where estimates of importance are kept by the model that they are of.
+    ``scores`` and ``teachers`` are folders where estimates of importance and teachers' outputs are kept, by the model
+    that they are of.
     """
 
     prepared: Prepared
     origin: Origin
     store: Store | None = None
     scores: Path | None = None
+    teachers: Path | None = None
 
 
 def start(
@@ -109,6 +111,7 @@ def start(
         until=until,
         told=told,
         scores=shared.scores if shared else None,
+        teachers=(shared.teachers if shared else None) or RunDir(path=out).teachers,
     )
     return _carry_out(job)
 
@@ -193,6 +196,7 @@ def resume(
         until=until,
         told=told,
         scores=shared.scores if shared else None,
+        teachers=(shared.teachers if shared else None) or run.teachers,
     )
     return _carry_out(job)
 

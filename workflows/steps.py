@@ -85,6 +85,7 @@ class Job:
     until: Until = "report"
     told: Told | None = None
     scores: Path | None = None
+    teachers: Path
 
 
 def carry_out_steps(job: Job) -> None:
@@ -227,14 +228,14 @@ def _run_stage(
 
 
 def _teacher(job: Job, index: int, names: tuple[str, ...]) -> TeacherCache:
-    """The outputs that stage ``index`` learns from; kept in the run until it is complete."""
+    """The outputs that stage ``index`` learns from; kept until the run, or the search, is complete."""
     distillation = job.schedule.recovery.distillation
     assert distillation is not None  # it is asked for only then
     name = DENSE if distillation.teacher == "dense" else names[index]
     key = key_of({"teacher": read_manifest(job.run.step(name)).content, **to_jsonable(distillation)})
     return taught(
         job.run.step(name) / "model",
-        job.run.teachers / key[:16],
+        job.teachers / key[:16],
         distillation,
         job.prepared.data,
         device=job.config.device,

@@ -139,13 +139,13 @@ def _tell(record: SearchRecord, path: Path, output: Output) -> None:
 
     if output.as_json:
         output.document(machine_view(record))
-        return
-    if output.quiet:
-        return
-    output.text(summary(record))
-    if record.winner is not None:
-        output.text(f"winner: cascade compress {path / WINNER}")
-    output.text(f"report: {path / PAGE}")
+    elif not output.quiet:
+        output.text(summary(record))
+        if record.winner is not None:
+            output.text(f"winner: cascade compress {path / WINNER}")
+        output.text(f"report: {path / PAGE}")
+    if record.winner is None:
+        fail(f"no trial was complete and within every limit; {path / PAGE} says why", 1)
 
 
 def summary(record: SearchRecord) -> str:
@@ -163,9 +163,7 @@ def summary(record: SearchRecord) -> str:
     for name, outcome in (("dense", record.dense), ("own schedule", record.reference)):
         if outcome:
             lines.append(f"{name}: {_figures(outcome)}")
-    if record.winner is None:
-        lines.append("no trial was complete and within every limit")
-    else:
+    if record.winner is not None:
         best = record.trial(record.winner)
         lines.append(f"trial {best.number}: {_figures(best.outcome)}")
         lines.append(

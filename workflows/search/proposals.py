@@ -37,6 +37,8 @@ ATTEMPTS = 40
 """Draws to find something new, the later half of them at random."""
 STARTUP = 10
 """Trials drawn at random before a model of the objective is worth having."""
+FAR = 1e9
+"""The excess of a figure that is not finite."""
 STUDY = "cascade"
 HOPELESS = 5
 """So many failures before the first success are not the schedules' fault."""
@@ -213,12 +215,12 @@ class Proposals(OptunaSearch):
         if result and result.get("halt"):
             self.halted = str(result["halt"])
             return
-        if result and trial.number not in self.elapsed:
+        if result:
             self.on_trial_result(trial_id, result)  # Tune tells of the last result only here
         record = self._record(trial, result, error)
         trial.set_user_attr(RECORD, to_jsonable(record))
         for name, excess in record.violations.items():
-            trial.set_constraint(name, excess)
+            trial.set_constraint(name, excess if math.isfinite(excess) else FAR)
         if record.state == "complete":
             values = [record.values[one] for one in self._search.objectives]
             self.study.tell(trial, values, state=TrialState.COMPLETE)

@@ -123,9 +123,7 @@ def conclude(
 
 def winning_config(config: JobConfig, plan: Plan, schedule: Any) -> JobConfig:
     """A configuration that ``cascade compress`` runs as it is."""
-    explicit = replace(
-        config.schedule, target=None, stages=schedule.stages, recovery=schedule.recovery, rescore=True
-    )
+    explicit = replace(config.schedule, target=None, stages=schedule.stages, recovery=schedule.recovery)
     return replace(config, schedule=explicit, out=None, store=None)
 
 

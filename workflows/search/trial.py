@@ -17,6 +17,7 @@ from typing import Any
 from cascade_ops.anatomy import ModelAnatomy
 from cascade_ops.batches import Batch
 from cascade_ops.checkpoint import load_pruned
+from cascade_ops.errors import DataError
 from cascade_ops.files import disk_full
 from cascade_ops.granularity import Granularity
 from cascade_ops.measure import latency
@@ -36,7 +37,7 @@ from workflows.search.record import StageRecord, TrialRecord
 from workflows.steps import Source
 from workflows.store import open_store
 
-STORE, SCORES, TRIALS, REFERENCE = "store", "scores", "trials", "reference"
+STORE, SCORES, TEACHERS, TRIALS, REFERENCE = "store", "scores", "teachers", "trials", "reference"
 FULL = "full recovery"
 PARTS = 2
 """Rungs of a run with the full recovery: each of so many parts of the way to the target, in the logarithm of the
@@ -88,7 +89,9 @@ class Plan:
 def shared_in(folder: Path, prepared: Prepared, origin: Origin) -> job.Shared:
     """What all runs of the search in ``folder`` start from."""
     store = open_store(str(folder / STORE), links=True)
-    return job.Shared(prepared=prepared, origin=origin, store=store, scores=folder / SCORES)
+    return job.Shared(
+        prepared=prepared, origin=origin, store=store, scores=folder / SCORES, teachers=folder / TEACHERS
+    )
 
 
 def fidelity_name(fraction: float) -> str:
@@ -200,6 +203,9 @@ class Trial:
         return found
 
     def _at_rung(self, rung: int, name: str, value: float) -> None:
+        """Raises DataError: the figure is not finite, and more of it will not mend it."""
+        if not math.isfinite(value):
+            raise DataError(f"{self.plan.objectives[0]} is {value} ({name})")
         self.rung = rung
         self.record = replace(self.record, rungs=(*self.record.rungs, (name, value)))
         self.report(told_by(self.record, self.plan, rung, value))

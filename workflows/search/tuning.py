@@ -128,6 +128,9 @@ def run_trials(
             slots = min(slots_for(nodes, needs, search.slots), missing)
             say(f"trials: {missing} to go, {slots} at a time")
             _tune(plan, prepared, search, proposals, needs, slots, missing)
+        done = len(finished(proposals.study))
+        if done < search.trials and proposals.halted is None:
+            say(f"after {done} trials nothing new is left to try: the space is small, or --resume goes on")
         if proposals.halted is not None:
             raise CascadeError(proposals.halted)
         return Timing(wall=time.perf_counter() - began, slots=slots, elapsed=proposals.elapsed)
@@ -204,15 +207,19 @@ def open_storage(folder: Path, search: SearchConfig) -> optuna.storages.BaseStor
 
 def _known_before(study: Any, space: Space, search: SearchConfig, say: Say) -> None:
     """The paper's schedules, and the best of earlier searches, are tried first."""
-    from workflows.search.proposals import ORIGIN, paper_points, points_of
+    from workflows.search.proposals import ORIGIN, paper_points, points_of, schedule_of
 
-    for point in paper_points(space):
-        study.enqueue_trial(point, user_attrs={ORIGIN: "paper"})
+    known = [("paper", point) for point in paper_points(space)]
     for folder in search.warm_start:
         points = points_of(read_record(Path(folder)), space)
         say(f"warm start: {len(points)} schedules from {folder}")
-        for point in points:
-            study.enqueue_trial(point, user_attrs={ORIGIN: "warm start"})
+        known += [("warm start", point) for point in points]
+    schedules = []
+    for origin, point in known:
+        schedule = schedule_of(space, point)
+        if schedule not in schedules:
+            schedules.append(schedule)
+            study.enqueue_trial(point, user_attrs={ORIGIN: origin})
 
 
 class _Board:
