@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -22,11 +23,16 @@ from workflows.report.svg import (
     ticks,
 )
 
+if TYPE_CHECKING:
+    from workflows.search.record import Mode
+
 HEIGHT, TOP = 260.0, 30.0
 AXIS_HEIGHT = 230.0
 ROW = 22.0
 STEPS = 8
 """Colours of the ramp."""
+CROSS, DIAMOND = "M-5-5L5 5M-5 5L5-5", "M0-7L7 0L0 7L-7 0Z"
+UNITS = ("layer", "head", "kv_group", "channel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,21 +88,53 @@ def scatter(
     parts.append(stretched(TOP, HEIGHT, ("curve final front", path)))
     parts += [_mark(point, across(point.x), down(point.y)) for point in points]
     spoken = "; ".join(point.told for point in points)
-    return frame(TOP + HEIGHT + 44, *parts, label=f"{y_name} over {x_name}. {spoken}", class_="chart scatter")
+    # A group, not an image: its marks can be reached one by one.
+    return tag(
+        "svg",
+        *parts,
+        class_="chart scatter",
+        width="100%",
+        height=TOP + HEIGHT + 44,
+        role="group",
+        aria_label=f"{y_name} over {x_name}. {spoken}",
+    )
 
 
 def _mark(point: Point, x: float, y: float) -> Markup:
-    radius = 7.5 if point.kind.startswith("winner") else 5.0
-    return tag(
-        "circle",
-        tag("title", point.told),
-        cx=percent(x),
-        cy=y,
-        r=radius,
-        class_=f"trial {point.kind}",
-        data_trial=str(point.number),
-        tabindex="0" if point.kind.startswith("winner") else None,
-    )
+    """A circle, or a shape of its own: what colour says is said by form too."""
+    common = {
+        "class_": f"trial {point.kind}",
+        "data_trial": str(point.number),
+        "role": "img",
+        "aria_label": point.told,
+    }
+    title = tag("title", point.told)
+    if point.kind in ("beyond", "reference"):
+        shape = tag("path", d=CROSS if point.kind == "beyond" else DIAMOND)
+        target = tag("circle", r=8, class_="target")
+        return tag("svg", title, target, shape, x=percent(x), y=y, width=1, height=1, **common)
+    radius = 7.5 if point.kind == "winner" else 5.0
+    return tag("circle", title, cx=percent(x), cy=y, r=radius, **common)
+
+
+def steps(points: Sequence[tuple[float, float]], x_mode: Mode, y_mode: Mode) -> list[tuple[float, float]]:
+    """The stair through the points that none beats in both figures, from the best across to the best up."""
+    x_sign, y_sign = (1 if mode == "min" else -1 for mode in (x_mode, y_mode))
+    line: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda one: (x_sign * one[0], y_sign * one[1])):
+        if line and y_sign * y >= y_sign * line[-1][1]:
+            continue
+        if line:
+            line.append((x, line[-1][1]))
+        line.append((x, y))
+    return line
+
+
+def key_mark(kind: str) -> Markup:
+    """The legend's cross or diamond."""
+    shape = tag("path", d=CROSS if kind == "beyond" else DIAMOND, transform="translate(7 7) scale(.85)")
+    group = tag("g", shape, class_=f"trial {kind}")
+    return tag("svg", group, class_="key", viewBox="0 0 14 14", width=14, height=14, aria_hidden="true")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +199,7 @@ def importance_bars(shares: Mapping[str, float]) -> Markup:
 
 def axis_of(name: str, values: Sequence[Any]) -> tuple[Axis, dict[Any, float]]:
     """An axis of what was chosen, and the height of each value: numbers to scale, the rest in order."""
-    distinct = list(dict.fromkeys(values))
+    distinct = list(dict.fromkeys(values))  # every value is plain: see ``plain``
     numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in distinct)
     if numeric and len(distinct) > 4:
         low, high = min(distinct), max(distinct)
@@ -173,11 +211,24 @@ def axis_of(name: str, values: Sequence[Any]) -> tuple[Axis, dict[Any, float]]:
     return Axis(name=name, labels=tuple(shown(value) for value in ordered)), heights
 
 
+def plain(value: Any) -> Any:
+    """A choice as something that can be compared: a number, or words."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(shown(one) for one in value)
+    finite_or_word = isinstance(value, str) or (isinstance(value, (int, float)) and math.isfinite(value))
+    return value if finite_or_word else shown(value)
+
+
 def shown(value: Any) -> str:
-    """A choice in short."""
+    """A choice in short; an order of granularities by its initials."""
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return fmt.significant(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(shown(one) for one in value)
     words = str(value).split()
-    return "›".join(word[0] for word in words) if len(words) > 1 else str(value)
+    ordered = len(words) > 1 and all(word in UNITS for word in words)
+    return "›".join(word[0] for word in words) if ordered else str(value)

@@ -18,9 +18,12 @@ from workflows.report.search_charts import (
     Point,
     axis_of,
     importance_bars,
+    key_mark,
     parallel,
+    plain,
     scatter,
     shown,
+    steps,
 )
 from workflows.report.view import flattened
 
@@ -44,12 +47,22 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """The best trials on both sides of the check's bounds."""
+    """The best trials on both sides of the check's bounds, and the reference."""
 
     name: str
-    number: int | None
+    number: str
     value: str
     test: str
+    compression: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What each judged trial chose: a picture, and the same as rows."""
+
+    picture: Markup
+    names: tuple[str, ...]
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
 
 
 def render_search(record: SearchRecord) -> str:
@@ -64,6 +77,7 @@ def render_search(record: SearchRecord) -> str:
             record=record,
             winner=winner,
             counts=_counts(record.trials),
+            compared="" if winner is None else _compared(record, winner),
             notes=_notes(record),
             columns=[label(name) for name in columns],
             outcomes=_outcomes(record, winner, columns),
@@ -83,8 +97,12 @@ def render_search(record: SearchRecord) -> str:
             stopped=sum(trial.state == "pruned" for trial in record.trials),
             provenance=[(title, tuple(flattened("", to_jsonable(values)))) for title, values in groups],
             units=UNITS,
+            tested=_tested(record),
             label=label,
             value=value_of,
+            sortable=_sortable,
+            remarks=_remarks,
+            key_mark=key_mark,
             shown=shown,
             fmt=fmt,
         )
@@ -118,6 +136,40 @@ def value_of(name: str, value: float | None) -> str:
     if name in ("params", "total_params"):
         return fmt.integer(round(value))
     return fmt.significant(value)
+
+
+def _sortable(value: float | None) -> str:
+    """For the page's script, which takes an empty text for missing."""
+    return "" if value is None or not math.isfinite(value) else repr(value)
+
+
+def _remarks(trial: TrialRecord) -> str:
+    over = [
+        f"{name} exceeded by {fmt.significant(by)}" for name, by in trial.violations.items() if not by <= 0
+    ]
+    beyond = [f"beyond the bound: {', '.join(trial.beyond)}"] if trial.beyond else []
+    return trial.error or "; ".join([*over, *beyond])
+
+
+def _tested(record: SearchRecord) -> str:
+    """The test figure that speaks for a trial: the first objective's, else the task's."""
+    names = (record.objectives[0].name, "accuracy", "perplexity", "loss")
+    known = {name for one in (record.dense, *(trial.outcome for trial in record.trials)) for name in one}
+    return next((f"test_{name}" for name in names if f"test_{name}" in known), f"test_{names[0]}")
+
+
+def _compared(record: SearchRecord, winner: TrialRecord) -> str:
+    """The winner's test figure beside the reference's and the dense model's, as a sentence."""
+    name = _tested(record)
+    own = _finite(winner.outcome.get(name))
+    if own is None:
+        return ""
+    others = ((record.reference_name, record.reference), ("the dense model", record.dense))
+    found = [(who, _finite(outcome.get(name))) for who, outcome in others]
+    beside = " and ".join(f"{who} {value_of(name, one)}" for who, one in found if one is not None)
+    return f"On the test side its {name.removeprefix('test_')} is {value_of(name, own)}" + (
+        f"; {beside}." if beside else "."
+    )
 
 
 def _counts(trials: Sequence[TrialRecord]) -> str:
@@ -179,7 +231,11 @@ def _plottable(record: SearchRecord) -> list[str]:
 def _figure(trial: TrialRecord, name: str) -> float | None:
     if name == "trial":
         return float(trial.number)
-    return trial.seconds if name == "seconds" else trial.outcome.get(name)
+    return _finite(trial.seconds if name == "seconds" else trial.outcome.get(name))
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
 
 
 def _default_axes(record: SearchRecord) -> tuple[str, str]:
@@ -203,39 +259,22 @@ def _tradeoff(record: SearchRecord) -> Markup | None:
     points = []
     for trial in record.trials:
         x, y = _figure(trial, x_name), _figure(trial, y_name)
-        if x is not None and y is not None and math.isfinite(x) and math.isfinite(y):
+        if x is not None and y is not None:
             told = f"trial {trial.number} ({trial.state}): {value_of(y_name, y)}, {label(x_name)} {value_of(x_name, x)}"
             points.append(Point(number=trial.number, x=x, y=y, kind=_kind(record, trial), told=told))
     if not points:
         return None
-    if record.reference and x_name in record.reference and y_name in record.reference:
-        x, y = record.reference[x_name], record.reference[y_name]
-        told = f"{record.reference_name}: {value_of(y_name, y)}"
-        points.append(Point(number=-1, x=x, y=y, kind="reference", told=told))
-    ends = [point for point in points if point.number in record.front or len(record.objectives) == 1]
-    line = _front_line(record, [point for point in ends if point.number >= 0])
-    level = record.reference.get(y_name) if x_name == "trial" else None
-    return scatter(points, line, label(x_name), label(y_name), level)
-
-
-def _front_line(record: SearchRecord, points: Sequence[Point]) -> list[tuple[float, float]]:
-    """The best so far with one objective, the front's trials in order with several."""
-    if len(record.objectives) > 1:
-        return sorted((point.x, point.y) for point in points)
     feasible = {trial.number for trial in record.trials if trial.feasible}
-    better = min if record.objectives[0].mode == "min" else max
-    best: float | None = None
-    line: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda one: one.x):
-        if point.number in feasible:
-            now = point.y if best is None else better(best, point.y)
-            if best is not None and now != best:
-                line.append((point.x, best))
-            line.append((point.x, now))
-            best = now
-    if best is not None:
-        line.append((max(point.x for point in points), best))
-    return line
+    modes = {one.name: one.mode for one in record.objectives} | {"trial": "min"}
+    ends = [(point.x, point.y) for point in points if point.number in feasible]
+    line = steps(ends, modes[x_name], modes[y_name])
+    if line and x_name == "trial":  # the best so far lasts
+        line.append((max(point.x for point in points), line[-1][1]))
+    x, y = _finite(record.reference.get(x_name)), _finite(record.reference.get(y_name))
+    if x is not None and y is not None:
+        told = f"{record.reference_name}: {value_of(y_name, y)}, {label(x_name)} {value_of(x_name, x)}"
+        points.append(Point(number=-1, x=x, y=y, kind="reference", told=told))
+    return scatter(points, line, label(x_name), label(y_name), y if x_name == "trial" else None)
 
 
 def _data(record: SearchRecord) -> Markup:
@@ -243,18 +282,19 @@ def _data(record: SearchRecord) -> Markup:
     names = _plottable(record)
     document = {
         "names": {name: label(name) for name in names},
-        "modes": {one.name: one.mode for one in record.objectives},
+        "modes": {one.name: one.mode for one in record.objectives} | {"trial": "min"},
+        "reference": record.reference_name,
         "trials": {str(t.number): {name: _figure(t, name) for name in names} for t in record.trials}
-        | ({"-1": {name: record.reference.get(name) for name in names}} if record.reference else {}),
-        "front": list(record.front),
+        | ({"-1": {n: _finite(record.reference.get(n)) for n in names}} if record.reference else {}),
+        "feasible": [trial.number for trial in record.trials if trial.feasible],
     }
     return Markup(json.dumps(to_jsonable(document)).replace("<", "\\u003c"))
 
 
-def _choices(record: SearchRecord) -> Markup | None:
+def _choices(record: SearchRecord) -> Choices | None:
     """Parallel coordinates of complete and stopped trials."""
     first = record.objectives[0]
-    judged = [trial for trial in record.trials if trial.rungs]
+    judged = [trial for trial in record.trials if trial.rungs and math.isfinite(trial.rungs[-1][1])]
     names = list(dict.fromkeys(name for trial in judged for name in trial.params))
     if len(judged) < 2 or not names:
         return None
@@ -263,9 +303,10 @@ def _choices(record: SearchRecord) -> Markup | None:
     ranks = {trial.number: index / len(ranked) for index, trial in enumerate(ranked)}
     axes, heights = [], []
     for name in names:
-        axis, height = axis_of(name.replace("_", " "), [t.params[name] for t in judged if name in t.params])
+        chosen = [plain(trial.params[name]) if name in trial.params else None for trial in judged]
+        axis, height = axis_of(name.replace("_", " "), [one for one in chosen if one is not None])
         axes.append(axis)
-        heights.append([height.get(trial.params.get(name)) for trial in judged])
+        heights.append([None if one is None else height[one] for one in chosen])
     axis, height = axis_of(label(first.name), [trial.rungs[-1][1] for trial in judged])
     axes.append(axis)
     heights.append([height[trial.rungs[-1][1]] for trial in judged])
@@ -278,27 +319,37 @@ def _choices(record: SearchRecord) -> Markup | None:
         )
         for index, trial in enumerate(judged)
     ]
-    return parallel(axes, lines)
+    rows = tuple(
+        (trial.number, tuple(shown(trial.params[n]) if n in trial.params else "–" for n in names))
+        for trial in sorted(judged, key=lambda one: ranks[one.number])
+    )
+    return Choices(
+        picture=parallel(axes, lines), names=tuple(name.replace("_", " ") for name in names), rows=rows
+    )
 
 
 def _prices(record: SearchRecord) -> list[Price]:
-    """The best feasible trial that obeys the bounds, and the best that does not."""
+    """The best feasible trial that obeys the bounds, the best that does not, and the reference."""
     first = record.objectives[0]
     better = min if first.mode == "min" else max
-    found = []
+    rows: list[tuple[str, str, dict[str, float]]] = []
     for name, beyond in (("within the bounds", False), ("beyond them", True)):
         some = [trial for trial in record.trials if trial.feasible and bool(trial.beyond) == beyond]
         best = better(some, key=lambda trial: trial.values[first.name]) if some else None
-        outcome: dict[str, float] = {} if best is None else best.outcome
-        found.append(
-            Price(
-                name=name,
-                number=None if best is None else best.number,
-                value=value_of(first.name, outcome.get(first.name)),
-                test=value_of(f"test_{first.name}", outcome.get(f"test_{first.name}")),
-            )
+        rows.append((name, "none", {}) if best is None else (name, str(best.number), best.outcome))
+    if record.reference:
+        rows.append((record.reference_name, "–", record.reference))
+    tested = _tested(record)
+    return [
+        Price(
+            name=name,
+            number=number,
+            value=value_of(first.name, outcome.get(first.name)),
+            test=value_of(tested, outcome.get(tested)),
+            compression=value_of("compression", outcome.get("compression")),
         )
-    return found
+        for name, number, outcome in rows
+    ]
 
 
 def _facts(record: SearchRecord) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class SearchRecord:
         trials: by number; winner, front: numbers among them.
         dense, reference: outcomes of the dense model and of the configuration's own schedule.
         reference_name: what that schedule is, in words.
-        importances: objective → parameter → share of the variance explained (fANOVA).
+        importances: objective → parameter → share of the variance explained (PED-ANOVA).
         agreement: fidelity in words → Spearman's ρ with the full recovery, and the number of trials behind it.
         foresight: Spearman's ρ of the first objective between validation and test side over complete trials.
         ignored_sia: the bounds were not obeyed.
