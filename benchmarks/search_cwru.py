@@ -119,16 +119,17 @@ def table(out: Path) -> str:
     columns = {
         "loss": "validation loss",
         "test_loss": "test loss",
-        "test_accuracy": "test accuracy",
+        "test_accuracy": "test accuracy, %",
         "trials": "trials",
         "seconds": "trial seconds",
-        "shared": "stages shared",
-        "overhead": "Tune's overhead",
+        "shared": "stages shared, %",
+        "overhead": "Tune's overhead, %",
         "foresight": "ρ validation–test",
     }
     lines = ["| schedule | " + " | ".join(columns.values()) + " |", "| --- " * (len(columns) + 1) + "|"]
     for name, seeds in rows(out).items():
-        cells = [spread([row[key] for row in seeds if key in row]) for key in columns]
+        scales = {key: 100.0 if "%" in title else 1.0 for key, title in columns.items()}
+        cells = [spread([scales[key] * row[key] for row in seeds if key in row]) for key in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -139,11 +140,12 @@ def spread(values: list[float]) -> str:
     if not values:
         return ""
     mean = sum(values) / len(values)
+    decimals = 4 if abs(mean) < 0.06 and max(values) < 0.1 and min(values) > 0 else 1
     if len(values) == 1:
-        return f"{mean:.4g}"
+        return f"{mean:.{decimals}f}"
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     half = T95.get(len(values) - 1, 2.0) * math.sqrt(variance / len(values))
-    return f"{mean:.4g} ± {half:.2g}"
+    return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
 
 
 def main() -> None:
