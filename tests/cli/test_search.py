@@ -92,3 +92,10 @@ def test_a_configuration_with_a_search_section_still_compresses(cascade: Cascade
     path.write_text(yaml.safe_dump({**TINY, "search": {"trials": 3}}))
     result = cascade("compress", path, "--out", tmp_path / "run", "--set", "train.steps=2", "-q")
     assert result.exit_code == 0, result.output
+
+
+def test_data_that_cannot_be_read_leaves_no_folder(cascade: Cascade, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = cascade("search", tiny, "--out", out, "--set", "data.split=load:9")
+    assert result.exit_code != 0
+    assert not out.exists()

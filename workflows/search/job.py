@@ -44,7 +44,7 @@ from workflows.artifacts import read_manifest
 from workflows.config import JobConfig, override, read_document, resolve
 from workflows.means import scorer_for
 from workflows.origin import key_of, origin_of
-from workflows.prepare import dense_anatomy, prepare_data
+from workflows.prepare import Prepared, dense_anatomy, prepare_data
 from workflows.remembered import remembered
 from workflows.report.render import write_page
 from workflows.rundir import DENSE, RunDir, refuse_existing
@@ -101,8 +101,10 @@ def run_search(
     free = make_space(anatomy, request.config.schedule.recovery, request.target, request.search)
     check_reach(free)
     _refuse_other(out, request)
+    deterministic(request.config.threads)
+    prepared = prepare_data(request.config)
     with _held(out, request):
-        return _search(request, out, address, progress, say)
+        return _search(request, prepared, out, address, progress, say)
 
 
 def reread(out: Path, settings: list[str]) -> Request:
@@ -169,42 +171,36 @@ def _held(out: Path, request: Request) -> Iterator[None]:
         os.close(folder)
 
 
-def _search(request: Request, out: Path, address: str | None, progress: Progress, say: Say) -> SearchRecord:
+def _search(
+    request: Request, prepared: Prepared, out: Path, address: str | None, progress: Progress, say: Say
+) -> SearchRecord:
     from workflows.search.results import conclude
     from workflows.search.tuning import run_trials
 
     say(f"search: {out} (if interrupted: cascade search --resume {out})")
-    shared, reference = _begin(request, out, progress, say)
+    shared, reference = _begin(request, prepared, out, progress, say)
     dense = layout_of(reference.step(DENSE) / "model").anatomy
     bounds = _bounds(request, out, shared, reference, progress, say)
     space = make_space(dense, request.config.schedule.recovery, request.target, request.search, bounds)
     reach = check_reach(space)
     _score_dense(request, shared, reference, progress)
     if request.search.reference:
-        job.resume(
-            reference.path, requested=_reference_config(request), shared=shared, progress=progress, say=say
-        )
+        job.resume(reference.path, requested=request.config, shared=shared, progress=progress, say=say)
     plan = _plan(request, out, shared, bounds)
-    prepared = replace(shared.prepared, dataset=None, split=None)  # recordings are for reports only
-    timing = run_trials(request, plan, space, prepared, address=address, progress=progress, say=say)
+    signals = replace(prepared, dataset=None, split=None)  # recordings are for reports only
+    timing = run_trials(request, plan, space, signals, address=address, progress=progress, say=say)
     return conclude(request, plan, shared, space, bounds, reach, timing, progress=progress, say=say)
 
 
-def _reference_config(request: Request) -> JobConfig:
-    return request.config
-
-
-def _begin(request: Request, out: Path, progress: Progress, say: Say) -> tuple[job.Shared, RunDir]:
-    """Data, and the dense model as the first step of the reference run."""
+def _begin(
+    request: Request, prepared: Prepared, out: Path, progress: Progress, say: Say
+) -> tuple[job.Shared, RunDir]:
+    """What all runs share, and the dense model as the first step of the reference run."""
     config = request.config
-    deterministic(config.threads)
-    prepared = prepare_data(config)
     origin = origin_of(config, prepared.fingerprint, progress=progress)
     shared = shared_in(out, prepared, origin)
     path = out / REFERENCE
-    run = job.start(
-        _reference_config(request), path, shared=shared, until="dense", progress=progress, say=say
-    )
+    run = job.start(request.config, path, shared=shared, until="dense", progress=progress, say=say)
     return shared, run
 
 
