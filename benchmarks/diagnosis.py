@@ -237,7 +237,7 @@ def main() -> None:
         here = (
             {}
             if os.environ.get("RAY_ADDRESS")
-            else {"num_cpus": arguments.workers, "include_dashboard": False}
+            else {"address": "local", "num_cpus": arguments.workers, "include_dashboard": False}
         )
         ray.init(log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}, **here)
         pending = {ray.remote(num_cpus=1)(run).remote(*one): one for one in todo}

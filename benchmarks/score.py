@@ -286,7 +286,7 @@ def cluster() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         save_pruned(model, Path(scratch) / "model")
         request = _work(Path(scratch) / "model")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         ways: list[Callable[[], ShardedScores]] = [
             lambda: score_here(request),
             lambda: score_sharded(request, Wish(shards=1, workers=1)),
