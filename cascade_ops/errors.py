@@ -9,7 +9,8 @@ CascadeError                     something a person can act on; ``exit_code`` is
 │   └── RunExistsError           the run directory is there already
 ├── DataError                    a recording or text cannot be used (exit code 1)
 │   └── DownloadError            a file could not be fetched, or is not the file it should be
-└── CheckpointError              a saved model or run is incomplete or does not fit (exit code 1)
+├── CheckpointError              a saved model or run is incomplete or does not fit (exit code 1)
+└── EngineError                  a runtime cannot run a model, or answers differently (exit code 1)
 
 Each message says what was expected, what was found, and what to do.
 """
@@ -74,3 +75,7 @@ class DownloadError(DataError):
 
 class CheckpointError(CascadeError):
     """A saved model or run directory is incomplete, corrupt or does not fit."""
+
+
+class EngineError(CascadeError):
+    """A runtime cannot run a model, or does not answer as plain PyTorch does."""

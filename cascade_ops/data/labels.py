@@ -29,6 +29,20 @@ def fault_size_mil(label: str) -> int | None:
     return int(match.group(2)) if match else None
 
 
+WORDS = {
+    "N": "no fault found",
+    "IR": "inner race fault",
+    "B": "rolling element fault",
+    "OR": "outer race fault",
+}
+
+
+def in_words(label: str) -> str:
+    """``IR014`` → ``inner race fault, 14 mil``; a label of another scheme as it is."""
+    kind, size = fault_type(label), fault_size_mil(label)
+    return WORDS.get(kind, kind) + (f", {size} mil" if size is not None else "")
+
+
 def ordered(labels: Iterable[str]) -> tuple[str, ...]:
     """Distinct labels: the known fault types first (N, IR, B, OR), by size; others by name."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from cascade_ops.data.readers import matlab
 from cascade_ops.data.types import Dataset, DatasetInfo, Recording
 from cascade_ops.errors import DataError
 from cascade_ops.registry import Registry
@@ -69,38 +70,13 @@ def sha256_of(path: Path) -> str:
 
 
 def read_mat(path: Path) -> dict[str, np.ndarray]:
-    """The variables of a MATLAB 5 file, flattened; text, structs and objects are left out.
+    """The real numeric variables of a MATLAB 5-7 file, flattened; text, structs and objects are left out.
 
     Raises:
         DataError: missing, empty, truncated, or not a MATLAB 5-7 file.
     """
-    from scipy.io import loadmat  # a slow import that most callers of this package never need
-
     require_file(path, "a MATLAB .mat file")
-    try:
-        contents = loadmat(path)
-    except NotImplementedError:
-        raise DataError(
-            f"{path}: expected a MATLAB 5-7 file, found version 7.3 (HDF5). Save it with `save -v7`."
-        ) from None
-    # scipy reports damage by whichever of these its parser happens to meet first
-    except (ValueError, TypeError, OSError, EOFError, KeyError, IndexError, MemoryError) as error:
-        raise DataError(
-            f"{path}: expected a MATLAB .mat file, found {path.stat().st_size} bytes that do not parse "
-            f"({error}). It is truncated or of another format: copy or download it again."
-        ) from None
-    except Exception as error:
-        if type(error).__module__.startswith(("scipy.", "zlib")) or type(error).__name__ == "error":
-            raise DataError(
-                f"{path}: expected a MATLAB .mat file, found damaged data ({error}). "
-                "It is truncated: copy or download it again."
-            ) from None
-        raise
-    return {
-        key: value.reshape(-1)
-        for key, value in contents.items()
-        if not key.startswith("__") and isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
-    }
+    return {name: values.reshape(-1) for name, values in matlab.read(str(path), path.read_bytes()).items()}
 
 
 def require_file(path: Path, expected: str) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,17 @@ from cascade_ops.data.readers.base import (
     DatasetEntry,
     checked_signal,
     make_dataset,
-    read_mat,
     require_file,
     sha256_of,
 )
+from cascade_ops.data.readers.columns import UNBOUNDED, choose
+from cascade_ops.data.readers.formats import READERS, Reader
 from cascade_ops.data.types import Bearing, Dataset, DatasetInfo, Recording
 from cascade_ops.errors import DataError, UsageError
 
 LIST = "recordings.csv"
 REQUIRED = ("file", "fs_hz", "rpm", "label")
 OPTIONAL = ("load", "unit", "channel")
-TIME_COLUMNS = ("time", "time_s", "t")
 RATE_TOLERANCE = 0.01
 
 INFO = DatasetInfo(
@@ -115,8 +114,7 @@ def _recording(root: Path, where: str, row: dict[str, str]) -> Recording:
         raise DataError(
             f"{where}: expected a file ending in {', '.join(READERS)}, found {path.name!r}. Convert it."
         )
-    require_file(path, "a recording")
-    values, stated = reader(path, channel)
+    values, stated = _read(path, channel, reader)
     if stated is not None and abs(stated - fs_hz) > RATE_TOLERANCE * fs_hz:
         raise DataError(
             f"{path}: expected the sampling rate {fs_hz:g} Hz given in {LIST}, found {stated:g} Hz in the "
@@ -135,108 +133,12 @@ def _recording(root: Path, where: str, row: dict[str, str]) -> Recording:
     )
 
 
-def _select(path: Path, columns: dict[str, np.ndarray], channel: str) -> tuple[np.ndarray, float | None]:
-    """One of several named columns, and the rate that a time column implies."""
-    signals = {name: column for name, column in columns.items() if name.lower() not in TIME_COLUMNS}
-    names = list(signals)
-    if channel in signals:
-        chosen = channel
-    elif not channel and len(names) == 1:
-        chosen = names[0]
-    elif channel.isdigit() and int(channel) < len(names):
-        chosen = names[int(channel)]
-    else:
-        wanted = f"a channel {channel!r}" if channel else "one channel"
-        raise DataError(
-            f"{path}: expected {wanted}, found {', '.join(map(repr, names)) or 'none'}. "
-            f"Name one of them in the column 'channel' of {LIST}."
-        )
-    return signals[chosen], _rate_of_time(columns)
-
-
-def _rate_of_time(columns: dict[str, np.ndarray]) -> float | None:
-    for name, column in columns.items():
-        if name.lower() in TIME_COLUMNS and column.dtype.kind in "fiu" and len(column) > 1:
-            span = float(column[-1]) - float(column[0])
-            return (len(column) - 1) / span if span > 0 else None
-    return None
-
-
-def _table(path: Path, table: Any) -> dict[str, np.ndarray]:
-    return {name: table.column(name).to_numpy() for name in table.column_names}
-
-
-def _read_csv(path: Path, channel: str) -> tuple[np.ndarray, float | None]:
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            first = stream.readline()
-        headerless = all(_is_number(cell) for cell in first.split(","))
-        options = arrow_csv.ReadOptions(autogenerate_column_names=headerless)
-        return _select(path, _table(path, arrow_csv.read_csv(path, read_options=options)), channel)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a table of numbers, found {error}. Export it again.") from None
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_parquet(path: Path, channel: str) -> tuple[np.ndarray, float | None]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return _select(path, _table(path, pq.read_table(path)), channel)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        raise DataError(f"{path}: expected a Parquet file, found {error}. Copy it again.") from None
-
-
-def _read_wav(path: Path, channel: str) -> tuple[np.ndarray, float | None]:
-    from scipy.io import wavfile
-
-    try:
-        rate, samples = wavfile.read(path)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: expected a WAV file, found {error}. Copy it again.") from None
-    return _select(path, _by_index(samples), channel)[0], float(rate)
-
-
-def _read_mat(path: Path, channel: str) -> tuple[np.ndarray, float | None]:
-    # single numbers (a speed, a rate) are no signals
-    return _select(path, {k: v for k, v in read_mat(path).items() if v.size > 1}, channel)
-
-
-def _read_npy(path: Path, channel: str) -> tuple[np.ndarray, float | None]:
-    try:
-        samples = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(
-            f"{path}: expected a plain .npy array of numbers, found {error}. Save it with numpy.save."
-        ) from None
-    return _select(path, _by_index(samples), channel)
-
-
-def _by_index(samples: np.ndarray) -> dict[str, np.ndarray]:
-    """Samples × channels to columns named 0, 1, …"""
-    if samples.ndim != 2:
-        return {"0": samples}
-    return {str(index): samples[:, index] for index in range(samples.shape[1])}
-
-
-READERS: dict[str, Callable[[Path, str], tuple[np.ndarray, float | None]]] = {
-    ".csv": _read_csv,
-    ".wav": _read_wav,
-    ".mat": _read_mat,
-    ".npy": _read_npy,
-    ".parquet": _read_parquet,
-}
+def _read(path: Path, channel: str, reader: Reader) -> tuple[np.ndarray, float | None]:
+    """One channel of a file, and the rate that the file states."""
+    require_file(path, "a recording")
+    found = reader(str(path), path.read_bytes(), UNBOUNDED)
+    picked = choose(str(path), found.signals, channel, how=f"in the column 'channel' of {LIST}")
+    return found.signals[picked], found.rate_hz
 
 
 def _info(root: Path) -> DatasetInfo:
