@@ -16,6 +16,7 @@ from cascade_ops.data import Dataset, SplitData, Windows, cache_root, open_datas
 from cascade_ops.data.store import stored_split
 from cascade_ops.errors import ConfigError, UnknownNameError, UsageError
 from cascade_ops.models.classifier import SignalClassifier, SignalClassifierConfig
+from cascade_ops.serde import to_jsonable
 from cascade_ops.tasks import TaskData, diagnosis_data, lm_data
 from workflows.config import JobConfig
 from workflows.hub import CONFIG_ONLY, TOKENIZER, locate
@@ -73,6 +74,7 @@ def _vibration(config: JobConfig) -> Prepared:
         "licence": info.licence,
         "citation": info.citation,
         "bearing": info.bearing.name if info.bearing else None,
+        "geometry": to_jsonable(info.bearing),
         "recordings": len(dataset.recordings),
         "fingerprint": dataset.fingerprint,
         "length": wanted.length,
