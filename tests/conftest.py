@@ -22,3 +22,17 @@ from jaxtyping import install_import_hook  # noqa: E402  (the environment comes 
 
 # Every shape in a cascade_ops signature is checked on every call that a test makes.
 install_import_hook("cascade_ops", "beartype.beartype")
+
+import pytest  # noqa: E402
+
+from tests.jobs import TINY  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run, shared: do not write into it."""
+    from workflows import config, job
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    job.start(config.resolve(TINY), out)
+    return out

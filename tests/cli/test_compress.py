@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.jobs import WORDS, save_word_tokenizer
+
 
 def test_compress_says_what_it_did(tiny: Path, tmp_path: Path, cascade) -> None:
     out = tmp_path / "run"
@@ -187,17 +189,9 @@ def test_text_front_end(tiny: Path, text_task: Path, tmp_path: Path, cascade) ->
 @pytest.fixture
 def text_task(tmp_path: Path) -> Path:
     """A tiny language-modelling job with a tokenizer of its own."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = [f"w{i}" for i in range(30)]
-    tokenizer = Tokenizer(
-        models.WordLevel({"<unk>": 0, **{w: i + 1 for i, w in enumerate(words)}}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path / "tok")
+    save_word_tokenizer(tmp_path / "tok")
     for name, count in (("train", 2000), ("test", 400)):
-        text = " ".join(words[(i * i) % 30] for i in range(count))
+        text = " ".join(WORDS[(i * i) % 30] for i in range(count))
         (tmp_path / f"{name}.txt").write_text(text)
     config = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
               "num_key_value_heads": 2, "intermediate_size": 32}  # fmt: skip

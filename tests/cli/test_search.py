@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import Result
 
-from tests.cli.conftest import TINY
+from tests.jobs import TINY
 
 Cascade = Callable[..., Result]
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from workflows.cli import data, study
+from workflows.cli.bench import bench
 from workflows.cli.compress import compress
 from workflows.cli.failures import Commands
 from workflows.cli.listing import ls
@@ -15,6 +16,7 @@ from workflows.cli.recover import recover
 from workflows.cli.reporting import report
 from workflows.cli.score import score
 from workflows.cli.search import search
+from workflows.cli.serve import serve
 from workflows.cli.sia import sia
 from workflows.cli.status import status
 
@@ -34,6 +36,8 @@ app.command()(score)
 app.command()(sia)
 app.command()(search)
 app.command()(recover)
+app.command()(serve)
+app.command()(bench)
 app.command()(report)
 app.command()(status)
 app.command()(ls)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+TALKATIVE = ("torchao", "torch.utils._pytree")
+"""They warn, on import, of GPU libraries that a CPU has no use for."""
 
 
 class Commands(TyperGroup):
@@ -19,6 +23,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit code 1 or 2 on an error."""
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        for talkative in TALKATIVE:
+            logging.getLogger(talkative).setLevel(logging.ERROR)
         if ctx.params.get("debug"):
             return super().invoke(ctx)
         try:

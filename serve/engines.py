@@ -1,0 +1,77 @@
+"""Models in memory: loaded once, compared with plain PyTorch, then answering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cascade_ops.batches import Batch
+from cascade_ops.checkpoint import load_pruned
+from cascade_ops.data.windows import normalise
+from cascade_ops.diagnosis import Expected
+from cascade_ops.engines import Engine, Parity, start_engine
+from serve.variants import Variant
+
+PROBES = 8
+PROBE_TOKENS = 16
+CHUNK = 256
+"""Windows of one forward pass; more are computed in turn, to bound memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class Loaded:
+    """A model that answers. ``model`` is what a language model's decoding needs."""
+
+    variant: Variant
+    engine: Engine
+    parity: Parity
+    model: PreTrainedModel
+
+
+def load(variant: Variant, *, device: str = "cpu") -> Loaded:
+    """``variant`` on its engine, once that answers as plain PyTorch does.
+
+    Raises:
+        CheckpointError, UsageError, EngineError: it cannot be loaded or does not pass.
+    """
+    model = load_pruned(variant.folder).to(device)  # type: ignore[arg-type]  # its stubs know no device names
+    engine, parity = start_engine(variant.engine, model, probes_for(variant, model), task=variant.task)
+    return Loaded(variant=variant, engine=engine, parity=parity, model=model)
+
+
+def probes_for(variant: Variant, model: PreTrainedModel) -> Batch:
+    """Inputs of the right shape from a fixed seed: noise with impacts, or tokens."""
+    if variant.expected is None:
+        vocabulary = int(model.config.get_text_config().vocab_size)
+        tokens = torch.randint(vocabulary, (PROBES, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+        return {"input_ids": tokens}
+    return {"signal": torch.from_numpy(impacts(variant.expected))}
+
+
+def impacts(expected: Expected) -> Float[np.ndarray, "windows samples"]:
+    """Windows with decaying impacts at different rates, which excite more of a classifier than noise does."""
+    rng = np.random.default_rng(0)
+    time = np.arange(expected.window) / expected.rate_hz
+    windows = rng.normal(size=(PROBES, expected.window))
+    for index, window in enumerate(windows):
+        for start in np.arange(rng.uniform(0, 0.01), time[-1], 1 / (30.0 + 25.0 * index)):
+            since = np.clip(time - start, 0, None)
+            window += 6 * (time >= start) * np.exp(-800 * since) * np.sin(2 * np.pi * 3000 * since)
+    return normalise(windows)[0]
+
+
+def answer(
+    engine: Engine, windows: Float[Tensor, "windows samples"], *, bitwise: bool
+) -> Float[Tensor, "windows classes"]:
+    """Logits. ``bitwise``: kernels for a batch of one differ in the last bits, so a lone window gets company."""
+    if bitwise and len(windows) == 1:
+        return engine({"signal": windows.expand(2, -1)})[:1]
+    pieces = [windows[start : start + CHUNK] for start in range(0, len(windows), CHUNK)]
+    if bitwise and len(pieces) > 1 and len(pieces[-1]) == 1:
+        return torch.cat([answer(engine, piece, bitwise=True) for piece in pieces])
+    return torch.cat([engine({"signal": piece}) for piece in pieces])
