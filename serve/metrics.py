@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,6 +15,8 @@ from prometheus_client import (
 )
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+
+from serve.memory import memory
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -131,17 +132,6 @@ class _Merged(Collector):
         replicas = Metric("cascade_replicas", "Replicas that are alive.", "gauge")
         replicas.add_sample("cascade_replicas", {}, len(self._alive))
         yield replicas
-
-
-def memory() -> tuple[int, int]:
-    """Resident bytes of this process, now and at its highest; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return 0, 0
-    found = dict(line.split(":", 1) for line in lines if ":" in line)
-    now, peak = (int(found.get(key, "0").split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
-    return now, peak
 
 
 def _cuda_bytes() -> int | None:

@@ -1,4 +1,7 @@
-"""``torch.compile``: fused kernels, after a wait while they are made (a C++ compiler is needed)."""
+"""``torch.compile``: fused kernels, after a wait while they are made (a C++ compiler is needed).
+
+Not for language models: a cache that grows by a token each time would have to be part of the graph.
+"""
 
 from __future__ import annotations
 
@@ -37,4 +40,4 @@ def _separate(function: Any) -> Any:
     return types.FunctionType(function.__code__.replace(), function.__globals__, closure=function.__closure__)
 
 
-ENGINES.add("compile", EngineEntry(build=build, title="torch.compile", tolerance=1e-4))
+ENGINES.add("compile", EngineEntry(build=build, title="torch.compile", tolerance=1e-4, tasks=("diagnosis",)))

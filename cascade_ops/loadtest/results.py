@@ -76,16 +76,15 @@ class Language:
 
     Attributes:
         ttft_ms: median time to the first token of a prompt of ``prompt_tokens``, none of it cached.
-        per_token_ms: median time of each further token; None where ``missing`` says why.
+        per_token_ms: median time of each further token.
         kv_bytes: keys and values kept for ``prompt_tokens`` + ``new_tokens`` − 1 tokens, from their tensors.
     """
 
     prompt_tokens: int
     new_tokens: int
     ttft_ms: float
-    per_token_ms: float | None = None
-    kv_bytes: int | None = None
-    missing: str | None = None
+    per_token_ms: float
+    kv_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,6 +111,7 @@ class _Open:
         self._post, self._shot, self._bounds, self._sleeper = post, shot, bounds, sleeper
         self._sent = Sent()
         self._slots = asyncio.Semaphore(bounds.ceiling)
+        self._full_until = 0.0
 
     async def run(self) -> Sent:
         shot, bounds = self._shot, self._bounds
@@ -146,17 +147,18 @@ class _Open:
 
     async def _slot(self, intended: float) -> bool:
         """Waits for one; False once the user has given up."""
-        if not self._slots.locked():
+        full = self._slots.locked()
+        self._sent.held += full or intended < self._full_until  # who came behind one that waits, waits too
+        if not full:
             return await self._slots.acquire()
-        self._sent.held += 1
-        left = intended + self._bounds.patience_s - (time.perf_counter() - self._start)
-        if left <= 0:
-            return False
         try:
-            async with asyncio.timeout(left):
+            left = intended + self._bounds.patience_s - (time.perf_counter() - self._start)
+            async with asyncio.timeout(max(0.0, left)):
                 return await self._slots.acquire()
         except TimeoutError:
             return False
+        finally:
+            self._full_until = time.perf_counter() - self._start
 
     async def _user(self, body: bytes, intended: float, counted: bool) -> None:
         sent = time.perf_counter() - self._start

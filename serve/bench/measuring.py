@@ -14,22 +14,12 @@ from typing import Any
 import numpy as np
 
 from serve.bench.energy import Meter
+from serve.memory import memory
 
 WARMUP = 10
 FEWEST = 5
 ENOUGH_FOR_P99 = 368
 """Samples with a two-sided 95 % interval for the 99th percentile; cascade_ops.loadtest.samples_needed says why."""
-
-
-def memory() -> tuple[int, int]:
-    """Resident bytes now and at their highest; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return 0, 0
-    found = dict(line.split(":", 1) for line in lines if ":" in line)
-    now, peak = (int(found.get(key, "0").split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
-    return now, peak
 
 
 class Memory:

@@ -65,7 +65,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     engine({name: tensor[:1] for name, tensor in example.items()})
     load_s = time.perf_counter() - began
     if spec["task"] == "lm":
-        figures = _language(spec, model, engine)
+        figures = _language(spec, model)
     else:
         del model  # an engine that needs it holds it
         figures = measured(
@@ -87,20 +87,12 @@ def _calls(engine: Engine, signal: Tensor) -> Callable[[int], Callable[[], objec
     return call
 
 
-def _language(spec: dict[str, Any], model: PreTrainedModel, engine: Engine) -> dict[str, Any]:
+def _language(spec: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
     """Reading the prompt is this task's single sample."""
     tokens, new = language.lengths(model.config, spec["prompt_tokens"], spec["new_tokens"])
     prompt = language.prompt_for(model, tokens)
-    if spec["engine"] == "compile":
-        read: Callable[[], object] = lambda: engine({"input_ids": prompt})  # noqa: E731
-        written: dict[str, Any] = {
-            "missing": "this engine keeps no cache: each token would read all before it"
-        }
-    else:
-        read, written = language.prefill(model, prompt), {}
-    figures = latency(timed(read, runs=spec["runs"], seconds=spec["seconds"]))
-    if not written:
-        written = language.decode(model, prompt, new, spec["seconds"])
+    figures = latency(timed(language.prefill(model, prompt), runs=spec["runs"], seconds=spec["seconds"]))
+    written = language.decode(model, prompt, new, spec["seconds"])
     told = {"prompt_tokens": tokens, "new_tokens": new, "ttft_ms": figures["p50_ms"], **written}
     return {**figures, "language": told}
 

@@ -198,15 +198,13 @@ def test_the_greedy_step_is_the_models_own() -> None:
     assert torch.equal(again, whole)
 
 
-def test_language_figures_of_engines_with_and_without_a_cache(tmp_path: Path) -> None:
+def test_language_figures(tmp_path: Path) -> None:
     save_pruned(gpt2(), tmp_path / "model")
     asked = spec(tmp_path, task="lm", prompt_tokens=8, new_tokens=4)
     model = load_pruned(tmp_path / "model")
-    cached = probe._language(asked, model, lambda batch: model(**batch).logits)
+    cached = probe._language(asked, model)
     assert cached["language"]["kv_bytes"] == 3 * 2 * 4 * 4 * 4 * (8 + 4 - 1)
     assert cached["language"]["ttft_ms"] == cached["p50_ms"]
-    without = probe._language({**asked, "engine": "compile"}, model, lambda batch: model(**batch).logits)
-    assert "no cache" in without["language"]["missing"]
 
 
 def test_memory_is_counted_from_where_the_model_began() -> None:

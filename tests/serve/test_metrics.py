@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.metrics import Ledger, Meter, Snapshot, memory, render
+from serve.memory import memory
+from serve.metrics import Ledger, Meter, Snapshot, render
 
 
 def snapshot(replica: str, requests: int) -> Snapshot:
