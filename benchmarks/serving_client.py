@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import aiohttp
 import numpy as np
 import psutil
 
-from cascade_ops.loadtest.arrivals import poisson_arrivals
+from serve.bench.generator import Bounds, Sent, Shot, open_loop
 
 HEADERS = {"content-type": "application/json"}
 
@@ -126,18 +126,18 @@ async def closed(
     return found
 
 
-async def opened(url: str, bodies: Sequence[bytes], rate: float, seconds: float) -> list[Asked]:
-    """Poisson arrivals; latency counts from when a request should have been sent."""
+async def opened(url: str, bodies: Sequence[bytes], rate: float, seconds: float) -> Sent:
+    """Poisson arrivals; latency counts from when a request was due. Every refusal says when to come back."""
     async with connect() as session:
-        start = time.perf_counter()
 
-        async def user(place: int, at: float) -> Asked:
-            await asyncio.sleep(max(0.0, at - (time.perf_counter() - start)))
-            found = await one(session, url, bodies[place % len(bodies)], place, start)
-            return replace(found, began=at)
+        async def post(content: bytes) -> tuple[int, str | None]:
+            async with session.post(f"{url}/v1/diagnose", data=content, headers=HEADERS) as response:
+                await response.read()
+                assert response.status != 503 or response.headers["retry-after"] == "1"
+                return response.status, None
 
-        arrivals = poisson_arrivals(rate, seconds=seconds, most=200_000, seed=0)
-        return list(await asyncio.gather(*(user(place, float(at)) for place, at in enumerate(arrivals))))
+        shot = Shot(round=0, variant="", mode="open", level=rate, bodies=bodies)
+        return await open_loop(post, shot, Bounds(seconds=seconds, requests=10**6, warmup_s=0.0))
 
 
 async def upload(session: aiohttp.ClientSession, url: str, rng: np.random.Generator) -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cascade_ops.data.bearings import frequencies
-from cascade_ops.data.envelope import envelope_spectrum, line_ratio
+from cascade_ops.data.envelope import BAND, envelope_spectrum, line_ratio
 from cascade_ops.data.resample import COMMON_RATE_HZ, resample
 from cascade_ops.data.types import Bearing, Recording
 from cascade_ops.data.windows import normalise
@@ -34,6 +34,8 @@ SAME_RATE = 1e-3
 """Rates this close are one: a file's time column is rounded, and bearings slip by twenty times as much."""
 LARGEST = 1e30
 """Beyond what any sensor gives, and well within what float32 can hold."""
+LINES = {"OR": "BPFO", "IR": "BPFI", "B": "2×BSF"}
+"""The line at which each fault shows."""
 FLAT = 1e-6
 """A window whose deviation is below this share of the recording's peak holds rounding, not vibration."""
 
@@ -80,6 +82,10 @@ def cut(signal: Float[np.ndarray, " samples"], fs_hz: float, expected: Expected)
     recording = Recording(name="signal", signal=signal, fs_hz=fs_hz, rpm=0.0, label="")
     resampled = resample(recording, expected.rate_hz).signal
     available = len(resampled) // expected.window
+    if available == 0:  # ratios are rational, to a ten-thousandth: a sample may be missing
+        raise DataError(
+            f"expected more than {needed} samples at {fs_hz:g} Hz, found {len(signal)}. Record longer."
+        )
     starts = np.unique(np.linspace(0, available - 1, min(available, MOST_WINDOWS)).round().astype(np.int64))
     pieces = resampled[: available * expected.window].reshape(available, expected.window)[starts]
     windows, deviation = normalise(pieces)
@@ -96,7 +102,7 @@ def prepared(signal: Float[np.ndarray, " samples"], expected: Expected) -> Cut:
     """Windows that were cut and normalised already, one after the other.
 
     Raises:
-        DataError: not a whole number of windows.
+        DataError: not a whole number of windows, or not normalised.
     """
     if len(signal) == 0 or len(signal) % expected.window:
         raise DataError(
@@ -104,6 +110,13 @@ def prepared(signal: Float[np.ndarray, " samples"], expected: Expected) -> Cut:
             "Send whole windows, or raw samples with preprocessed: false."
         )
     _in_range(signal)
+    most = math.sqrt(expected.window)  # of one sample where the window's variance is 1
+    peak = float(np.abs(signal).max())
+    if peak > 1.01 * most:
+        raise DataError(
+            f"expected prepared windows of variance 1, so samples up to {most:.3g}, found {peak:.3g}. Normalise each "
+            "window, or send raw samples with preprocessed: false."
+        )
     windows = torch.from_numpy(signal.astype(np.float32)).view(-1, expected.window)
     return Cut(windows=windows, available=len(windows))
 
@@ -126,7 +139,11 @@ class Verdict:
 
 
 def conclude(logits: Float[Tensor, "windows classes"]) -> Verdict:
-    """The mean of the windows' softmax probabilities."""
+    """The mean of the windows' softmax probabilities. Raises DataError where a logit is not finite."""
+    if not logits.isfinite().all():
+        raise DataError(
+            "expected vibration that the model can judge, found samples for which it gives no number."
+        )
     each = logits.double().softmax(dim=1)
     mean = each.mean(dim=0)
     likeliest = int(mean.argmax())
@@ -162,25 +179,24 @@ class Evidence:
 
 
 def evidence(
-    signal: Float[np.ndarray, " samples"], fs_hz: float, rpm: float | None, bearing: Bearing | None
+    signal: Float[np.ndarray, " samples"], fs_hz: float, rpm: float | None, expected: Expected
 ) -> Evidence:
     """BPFO, BPFI and 2×BSF in the envelope spectrum; no lines where speed or bearing is unknown.
 
-    Lines that the spectrum does not reach are left out. At most the first 20 s are looked at.
+    The envelope is of the band that the model hears, however fast the signal was sampled. Lines that the spectrum does
+    not reach are left out. At most the first 20 s are looked at.
     """
-    hz, amplitude = envelope_spectrum(signal[: int(EVIDENCE_SECONDS * fs_hz)], fs_hz)
+    bearing = expected.bearing
+    band = (BAND[0] * expected.rate_hz, BAND[1] * expected.rate_hz)
+    hz, amplitude = envelope_spectrum(signal[: int(EVIDENCE_SECONDS * fs_hz)], fs_hz, band_hz=band)
     lines = []
     if rpm is not None and bearing is not None:
-        rates = frequencies(bearing, rpm)
-        for name, at, fault in (
-            ("BPFO", rates.bpfo, "OR"),
-            ("BPFI", rates.bpfi, "IR"),
-            ("2×BSF", 2 * rates.bsf, "B"),
-        ):
+        for fault, at in frequencies(bearing, rpm).fault_lines().items():
             try:
-                lines.append(Line(name=name, hz=at, prominence=line_ratio(hz, amplitude, at), fault=fault))
+                prominence = line_ratio(hz, amplitude, at)
             except UsageError:
                 continue
+            lines.append(Line(name=LINES[fault], hz=at, prominence=prominence, fault=fault))
     return Evidence(lines=tuple(lines), hz=hz, amplitude=amplitude)
 
 

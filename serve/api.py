@@ -8,28 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
-from cascade_ops.data.readers.uploads import Limits, read_upload
-from cascade_ops.errors import DataError
-from serve import openapi, schemas
-from serve.errors import Refused, invalid, too_large
+from serve import openapi, reading, schemas
+from serve.errors import Refused, internal, invalid, too_large
 from serve.guard import Guard, error_document, headers_of, sse
 from serve.language import Writer
-from serve.service import Sample, Service
+from serve.service import Service
 from serve.variants import Variant
 
-M = TypeVar("M", bound=BaseModel)
 PAGE = Path(__file__).parent / "page"
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -39,27 +34,31 @@ TYPES = {
 KINDS = {401: "unauthorized", 404: "not_found", 405: "not_found", 413: "too_large", 503: "overloaded"}
 
 
-def application(service: Service, *, token: str | None = None) -> FastAPI:
+def application(service: Service, *, token: str | None = None) -> ASGIApp:
     """Every route, answered by ``service``; ``token`` where one is asked for."""
     app = FastAPI(title="cascade-ops", version="1", docs_url=None, redoc_url=None)
     limits = service.config.limits
-    app.add_middleware(
-        Guard,
-        told=_counter(service),
-        token=token,
-        free=frozenset({"/healthz", "/readyz", "/openapi.json", *pages()}),
-        routes=frozenset({*PATHS, *pages()}),
-        most_bytes=int(limits.body_mb * 2**20),
-        most_requests=limits.ongoing + limits.queued,
-    )
     app.add_exception_handler(Refused, _refused)  # type: ignore[arg-type]  # starlette's handlers take any exception
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _failed)  # the guard logs it
     _diagnosis_routes(app, service)
     _completion_routes(app, service)
     _other_routes(app, service)
     _page_routes(app)
     openapi.describe(app)
-    return app
+    guard = Guard(  # outermost, so that a refusal costs little
+        app,
+        _counter(service),
+        token=token,
+        free=frozenset({"/healthz", "/readyz", "/openapi.json", *pages()}),
+        routes=frozenset({*PATHS, *pages()}),
+        most_bytes=int(limits.body_mb * 2**20),
+        most_requests=limits.ongoing + limits.queued,
+        body_s=limits.body_s,
+    )
+    service.held = lambda: guard.in_hand
+    return guard
 
 
 PATHS = (
@@ -78,27 +77,23 @@ def _diagnosis_routes(app: FastAPI, service: Service) -> None:
     async def diagnose(request: Request) -> Response:
         """Diagnose one recording: samples as JSON, or a .mat, .csv, .npy or .wav file."""
         began = time.perf_counter()
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "multipart/form-data":
-            variant, sample, detail = await _uploaded(request, service)
-        else:
-            asked = await _parsed(request, schemas.DiagnoseRequest)
-            variant, detail = _chosen(request, service, asked.model), asked.detail
-            sample = _sample(asked, service)
-        (found,) = await service.diagnose([sample], variant, detail, began)
+        asked, sample = await (reading.upload if reading.is_form(request) else reading.recording)(
+            request, service
+        )
+        variant = reading.chosen(request, service, asked.model)
+        (found,) = await service.diagnose([sample], variant, asked.detail, began)
         return _json(found)
 
     async def diagnose_batch(request: Request) -> Response:
         """Diagnose several recordings, computed together."""
         began = time.perf_counter()
-        asked = await _parsed(request, schemas.BatchRequest)
+        asked, samples = await reading.recordings(request, service)
         most = service.config.limits.recordings
-        if len(asked.recordings) > most:
+        if len(samples) > most:
             raise too_large(
-                f"expected at most {most} recordings, found {len(asked.recordings)}. Send fewer at a time."
+                f"expected at most {most} recordings, found {len(samples)}. Send fewer at a time."
             )
-        variant = _chosen(request, service, asked.model)
-        samples = [_sample(one, service) for one in asked.recordings]
+        variant = reading.chosen(request, service, asked.model)
         return _json(
             schemas.BatchAnswer(results=await service.diagnose(samples, variant, asked.detail, began))
         )
@@ -112,8 +107,8 @@ def _diagnosis_routes(app: FastAPI, service: Service) -> None:
 def _completion_routes(app: FastAPI, service: Service) -> None:
     async def completions(request: Request) -> Response:
         """Continue a text (OpenAI's completions), whole or as a stream of server-sent events."""
-        asked = await _parsed(request, schemas.CompletionRequest)
-        variant = _chosen(request, service, asked.model)
+        asked = await reading.text(request)
+        variant = reading.chosen(request, service, asked.model)
         if variant.tokenizer is None:
             raise invalid(f"{variant.name} is a classifier: POST /v1/diagnose.", "model")
         writer = Writer(service, await service.engine(variant.name), asked)
@@ -176,90 +171,6 @@ def _static(content: bytes, media_type: str) -> Any:
     return answer
 
 
-async def _parsed(request: Request, kind: type[M]) -> M:
-    """The JSON body. Raises Refused."""
-    given = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if given != "application/json" and not given.endswith("+json"):
-        raise Refused(
-            415, "invalid_request", f"expected Content-Type: application/json, found {given[:80]!r}"
-        )
-    try:
-        return kind.model_validate_json(await request.body(), strict=True)
-    except ValidationError as error:
-        raise _finding(error) from None
-
-
-async def _uploaded(request: Request, service: Service) -> tuple[Variant, Sample, schemas.Detail]:
-    """The multipart form. Raises Refused."""
-    limits = service.config.limits
-    form = await _form(request)
-    try:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise invalid("expected a file in the form field 'file', found none.", "file")
-        texts = {name: value for name, value in form.items() if isinstance(value, str) and value.strip()}
-        try:
-            fields = schemas.UploadFields.model_validate(texts)
-        except ValidationError as error:
-            raise _finding(error) from None
-        variant = _chosen(request, service, fields.model)
-        content, name = await file.read(), file.filename or ""
-    finally:
-        await form.close()
-    bounds = Limits(max_samples=limits.samples)
-    try:
-        found = await service.prepare(
-            lambda: read_upload(name, content, channel=fields.channel, limits=bounds), len(content)
-        )
-    except DataError as error:
-        raise invalid(str(error), "file") from None
-    rate = found.fs_hz if fields.fs_hz is None else fields.fs_hz
-    if rate is None:
-        raise invalid(
-            "expected the sampling rate, which this file does not state. Give it in hertz.", "fs_hz"
-        )
-    if found.fs_hz is not None and abs(found.fs_hz - rate) > 0.01 * rate:
-        raise invalid(
-            f"expected the file's own sampling rate, {found.fs_hz:g} Hz, found {rate:g} Hz.", "fs_hz"
-        )
-    rpm = fields.rpm if fields.rpm is not None else found.rpm
-    return variant, Sample(signal=found.signal, fs_hz=rate, rpm=rpm), fields.detail
-
-
-class _InMemory(MultiPartParser):
-    """Bodies are bounded; a full disk must not matter."""
-
-    spool_max_size = 2**40
-
-
-async def _form(request: Request) -> FormData:
-    """A form with one file and short texts. Raises Refused."""
-    most = len(schemas.UploadFields.model_fields)
-    try:
-        async with aclosing(request.stream()) as stream:
-            parser = _InMemory(request.headers, stream, max_files=1, max_fields=most, max_part_size=4096)
-            return await parser.parse()
-    except (MultiPartException, KeyError) as error:
-        reason = getattr(error, "message", "no boundary")
-        raise Refused(400, "invalid_request", f"expected a form with one file, found {reason}") from None
-
-
-def _sample(asked: schemas.Recording, service: Service) -> Sample:
-    most = service.config.limits.samples
-    if len(asked.signal) > most:
-        raise too_large(
-            f"expected at most {most} samples, found {len(asked.signal)}. Send a part of the recording."
-        )
-    signal = np.array(asked.signal, dtype=np.float64)
-    return Sample(signal=signal, fs_hz=asked.fs_hz, rpm=asked.rpm, preprocessed=asked.preprocessed)
-
-
-def _chosen(request: Request, service: Service, name: str | None) -> Variant:
-    variant = service.variant(name)
-    request.scope["state"]["model"] = variant.name  # for the counts
-    return variant
-
-
 def _card(service: Service, variant: Variant) -> schemas.ModelCard:
     metric, expected = variant.metric, variant.expected
     return schemas.ModelCard(
@@ -288,18 +199,6 @@ def _card(service: Service, variant: Variant) -> schemas.ModelCard:
     )
 
 
-def _finding(error: ValidationError) -> Refused:
-    """Pydantic's first finding as an answer."""
-    findings = error.errors(include_url=False, include_context=False, include_input=False)
-    first = findings[0]
-    if first["type"] == "json_invalid":
-        return Refused(400, "invalid_request", first["msg"])
-    place = schemas.where(first["loc"])
-    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    message = first["msg"].replace("Input should", "must").replace("Field required", "is required")
-    return invalid(f"{place}: {message}{more}" if place else message + more, place)
-
-
 def _counter(service: Service) -> Any:
     def told(model: str, route: str, status: int, seconds: float) -> None:
         service.meter.requests.labels(model, route, str(status)).inc()
@@ -315,6 +214,15 @@ def _json(document: BaseModel, status: int = 200) -> Response:
 
 async def _refused(request: Request, refusal: Refused) -> Response:
     return Response(error_document(refusal), refusal.status, headers_of(refusal))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """For the counts: nobody is there to read it."""
+    return Response(status_code=499)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return await _refused(request, internal())
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

@@ -38,17 +38,23 @@ def build(args: Mapping[str, Any]) -> Application:
     return application_of(config)
 
 
-def application_of(config: ServeConfig) -> Application:
-    """One deployment: every replica has the models, the batches and the web server's routes."""
+def application_of(config: ServeConfig, *, elsewhere: bool = False) -> Application:
+    """One deployment: every replica has the models, the batches and the web server's routes.
+
+    ``elsewhere``: replicas do not inherit this process's environment, so the token goes with them.
+    """
     variants_of(config)
     if not config.loopback and config.token_env is None:
         warn_open(config.host)
-    token_of(config)
+    token = token_of(config)
     document = config.model_dump(mode="json")
     document["models"] = [
         {**model, "path": os.path.abspath(model["path"])} for model in document["models"]
     ]  # replicas start elsewhere
-    deployment = serve.deployment(name="cascade", **_options(config))(serve.ingress()(Replica))
+    options = _options(config)
+    if elsewhere and token is not None:
+        options["ray_actor_options"]["runtime_env"] = {"env_vars": {str(config.token_env): token}}
+    deployment = serve.deployment(name="cascade", **options)(serve.ingress()(Replica))
     return deployment.bind(document)
 
 

@@ -60,10 +60,12 @@ class ScaleConfig(_Strict):
 class LimitConfig(_Strict):
     """What one request, and what all of them together, may ask for.
 
-    A replica has at most ``ongoing`` + ``queued`` requests in hand; more are refused with 503.
+    A replica has at most ``ongoing`` + ``queued`` requests in hand; more are refused with 503. A body must be there
+    after ``body_s`` seconds.
     """
 
     body_mb: Annotated[float, Field(gt=0, le=1024)] = 32.0
+    body_s: Annotated[float, Field(gt=0)] = 30.0
     samples: Annotated[int, Field(ge=64)] = 4_000_000
     recordings: Annotated[int, Field(ge=1)] = 256
     tokens: Annotated[int, Field(ge=1)] = 512

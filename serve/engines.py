@@ -15,6 +15,7 @@ from cascade_ops.checkpoint import load_pruned
 from cascade_ops.data.windows import normalise
 from cascade_ops.diagnosis import Expected
 from cascade_ops.engines import Engine, Parity, start_engine
+from cascade_ops.errors import UsageError
 from serve.variants import Variant
 
 PROBES = 8
@@ -25,15 +26,24 @@ CHUNK = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Loaded:
-    """A model that answers. ``model`` is what a language model's decoding needs."""
+    """A model that answers. ``model`` is what a language model's decoding needs; others keep only their engine."""
 
     variant: Variant
     engine: Engine
     parity: Parity
-    model: PreTrainedModel
+    model: PreTrainedModel | None
 
 
-def load(variant: Variant, *, device: str = "cpu") -> Loaded:
+def device_for(gpus: float) -> str:
+    """Where models compute. Raises UsageError where a GPU was asked for and there is none."""
+    if gpus and not torch.cuda.is_available():
+        raise UsageError(
+            f"gpus: expected a CUDA GPU here, as {gpus:g} was asked for, found none. Set gpus: 0."
+        )
+    return "cuda" if gpus else "cpu"
+
+
+def load(variant: Variant, *, device: str) -> Loaded:
     """``variant`` on its engine, once that answers as plain PyTorch does.
 
     Raises:
@@ -41,7 +51,9 @@ def load(variant: Variant, *, device: str = "cpu") -> Loaded:
     """
     model = load_pruned(variant.folder).to(device)  # type: ignore[arg-type]  # its stubs know no device names
     engine, parity = start_engine(variant.engine, model, probes_for(variant, model), task=variant.task)
-    return Loaded(variant=variant, engine=engine, parity=parity, model=model)
+    return Loaded(
+        variant=variant, engine=engine, parity=parity, model=model if variant.task == "lm" else None
+    )
 
 
 def probes_for(variant: Variant, model: PreTrainedModel) -> Batch:

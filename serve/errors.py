@@ -27,3 +27,8 @@ def invalid(message: str, field: str | None = None) -> Refused:
 
 def too_large(message: str) -> Refused:
     return Refused(413, "too_large", message)
+
+
+def internal() -> Refused:
+    """A mistake of the server's own, which its log tells of."""
+    return Refused(500, "internal", "something went wrong here; the server's log says what")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import Refused, too_large
+from serve.errors import Refused, internal, too_large
 from serve.schemas import ErrorAnswer, ErrorBody
 
 LOG = logging.getLogger("cascade.serve")
 RETRY_AFTER_S = 1
-DRAINED = 2**20
-"""Bytes of a body that are read for the sake of the connection, though the request is refused."""
+DRAINED, DRAIN_S = 2**20, 0.2
+"""Bytes of a body, and seconds, that are spent for the sake of the connection, though the request is refused."""
+PACE_S, LONGEST_PACE_S = 1e-3, 0.25
+"""Refusals are at least so far apart, unless that would delay one for longer."""
 HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -26,6 +30,22 @@ HEADERS = (
 
 Told = Callable[[str, str, int, float], None]
 """``(model, route, status, seconds)`` of each answer."""
+
+
+class _Answer:
+    """``send`` that adds headers and remembers how far the answer has come."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status, self.ended = 0, False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+        elif message["type"] == "http.response.body":
+            self.ended = not message.get("more_body", False)
+        await self._send(message)
 
 
 class Guard:
@@ -39,6 +59,7 @@ class Guard:
         routes: paths that are counted by their name; all others are "other", so that labels stay few.
         free: paths that tell nothing about models or data.
         most_requests: in hand at a time, of those that compute; more are refused with 503.
+        body_s: seconds within which a body must have come.
     """
 
     def __init__(
@@ -51,10 +72,16 @@ class Guard:
         free: frozenset[str],
         most_bytes: int,
         most_requests: int,
+        body_s: float,
     ) -> None:
         self._app, self._told, self._token, self._most = app, told, token, most_bytes
-        self._routes, self._free = routes, free
-        self._most_requests, self._in_hand = most_requests, 0
+        self._routes, self._free, self._body_s = routes, free, body_s
+        self._most_requests, self._in_hand, self._refusing = most_requests, 0, 0
+
+    @property
+    def in_hand(self) -> int:
+        """Requests that were let in and have no answer yet."""
+        return self._in_hand
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,39 +89,52 @@ class Guard:
             return
         began = time.perf_counter()
         scope.setdefault("state", {})
-        status = 0
-
-        async def answered(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
-            await send(message)
-
-        counted = scope["method"] == "POST"
-        self._in_hand += counted
+        answer = _Answer(send)
         try:
             self._admit(scope)
-            if counted and self._in_hand > self._most_requests:
-                await _drained(receive)
-                raise Refused(503, "overloaded", "busy: try again in a second", retry_after=RETRY_AFTER_S)
-            await self._app(scope, _bounded(receive, self._most), answered)
+            await self._let_in(scope, receive, answer)
         except Refused as refusal:
-            if status:  # the answer had begun
+            if answer.status:  # the answer had begun
                 raise
-            await refuse(refusal, answered)
+            await refuse(refusal, answer)
         except Exception:
             LOG.exception("%s %s failed", scope["method"], scope["path"])
-            if status:
+            if not answer.status:
+                await refuse(internal(), answer)
+            elif not answer.ended:
+                answer.status = 500  # for the counts; whoever reads sees the connection break
                 raise
-            await refuse(
-                Refused(500, "internal", "something went wrong here; the server's log says what"), answered
-            )
         finally:
-            self._in_hand -= counted
             state: dict[str, Any] = scope["state"]
             route = scope["path"] if scope["path"] in self._routes else "other"
-            self._told(state.get("model", ""), route, status, time.perf_counter() - began)
+            self._told(state.get("model", ""), route, answer.status, time.perf_counter() - began)
+
+    async def _let_in(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        """Raises Refused where too many are in hand; what computes nothing is always let in."""
+        counted = scope["method"] == "POST"
+        if counted and self._in_hand >= self._most_requests:
+            await self._put_off(receive)
+            raise Refused(503, "overloaded", "busy: try again in a second", retry_after=RETRY_AFTER_S)
+        self._in_hand += counted
+        try:
+            await self._app(scope, _bounded(receive, self._most, self._body_s), answer)
+        finally:
+            self._in_hand -= counted
+
+    async def _put_off(self, receive: Receive) -> None:
+        """Read what is there of a refused body, and wait the longer, the more are being refused.
+
+        Clients that ask again at once would else keep the event loop so busy with refusals that the requests let in
+        get no turn: 200 connections left 130 answers a second of 1,050.
+        """
+        self._refusing += 1
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S):
+                    await _drained(receive)
+            await asyncio.sleep(min(self._refusing * PACE_S, LONGEST_PACE_S))
+        finally:
+            self._refusing -= 1
 
     def _admit(self, scope: Scope) -> None:
         """Raises Refused."""
@@ -114,15 +154,24 @@ class Guard:
             raise _oversized(self._most)
 
 
-def _bounded(receive: Receive, most: int) -> Receive:
-    """``receive`` that refuses once more than ``most`` bytes have come, whatever was announced."""
-    seen = 0
+def _bounded(receive: Receive, most: int, seconds: float) -> Receive:
+    """``receive`` that refuses once more than ``most`` bytes have come, whatever was announced, or if the body is not
+    there ``seconds`` from now: whoever sends a byte now and then keeps a place from others."""
+    seen, whole = 0, False
+    deadline = asyncio.get_running_loop().time() + seconds
 
     async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, whole
+        if whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise Refused(408, "timeout", f"expected the whole body within {seconds:g} s") from None
         if message["type"] == "http.request":
             seen += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if seen > most:
                 raise _oversized(most)
         return message
@@ -155,7 +204,7 @@ def headers_of(refusal: Refused) -> dict[str, str]:
     headers = {"content-type": "application/json"}
     if refusal.retry_after is not None:
         headers["retry-after"] = str(refusal.retry_after)
-    if refusal.status == 413:  # whoever goes on sending is not listened to
+    if refusal.status in (408, 413):  # whoever goes on sending is not listened to
         headers["connection"] = "close"
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Collection
 from types import TracebackType
 
 from cascade_ops.errors import CascadeError, UsageError
@@ -14,6 +15,7 @@ from cascade_ops.progress import Progress, silent
 from serve.config import ServeConfig
 from serve.settings import switch, token_of
 
+LOG = logging.getLogger("cascade.serve")
 APP = "cascade"
 PATIENCE_S = 600.0
 
@@ -28,7 +30,7 @@ class Server:
         self, config: ServeConfig, *, address: str | None = None, progress: Progress = silent
     ) -> None:
         self.config, self._address, self._progress = config, address, progress
-        self._owns_ray = False
+        self._owns_ray = self._running = False
 
     @classmethod
     def local(cls, config: ServeConfig, *, progress: Progress = silent) -> Server:
@@ -43,6 +45,8 @@ class Server:
     def __enter__(self) -> Server:
         """Raises UsageError (the port is taken), ConfigError, CheckpointError, CascadeError (it did not start)."""
         token_of(self.config)
+        if os.environ.get("RAY_AUTH_MODE") == "disabled":
+            LOG.warning("RAY_AUTH_MODE=disabled: whoever reaches this machine's ports can run code in Ray")
         port = free_port(self.config.host, self.config.port)
         self.config = self.config.model_copy(update={"port": port})
         direct = self.config.direct and self._address is None
@@ -66,8 +70,11 @@ class Server:
                 logging_config={"encoding": "TEXT", "log_level": "WARNING", "enable_access_log": False},
             )
             self._progress("loading models", 2, 3)
+            if not self._owns_ray:
+                _free_name(serve.status().applications)
+            self._running = True
             serve.run(
-                application_of(self.config),
+                application_of(self.config, elsewhere=not self._owns_ray),
                 name=APP,
                 route_prefix="/",
                 logging_config={"log_level": "WARNING", "enable_access_log": False},
@@ -94,7 +101,8 @@ class Server:
         if not ray.is_initialized():
             return
         try:
-            serve.delete(APP)
+            if self._running:
+                serve.delete(APP)
             if self._owns_ray:
                 serve.shutdown()
         finally:
@@ -128,6 +136,13 @@ class Server:
             if time.monotonic() > deadline:
                 raise CascadeError(f"{self.url} was not ready after {PATIENCE_S:g} s")
             time.sleep(0.05)
+
+
+def _free_name(applications: Collection[str]) -> None:
+    if APP in applications:
+        raise UsageError(
+            f"the cluster serves an application called {APP!r} already. End that one first, or use serve deploy."
+        )
 
 
 def status_of(host: str, port: int, path: str) -> int | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+from contextlib import suppress
 from typing import Any
 
 import ray
-from fastapi import FastAPI
 from ray import serve
+from starlette.types import ASGIApp
 
 from cascade_ops.errors import CascadeError
 from serve.api import application
@@ -20,8 +22,10 @@ from serve.service import Computed, Item, Service
 from serve.settings import token_of
 
 LOG = logging.getLogger("cascade.serve")
-REPORT_EVERY_S = 1.0
+REPORT_EVERY_S, FAREWELL_S = 1.0, 2.0
 NAMESPACE = "serve"
+SWITCH_S = 5e-4
+"""The model's thread asks for Python's lock after every operator; 5 ms, the default, is what a whole batch takes."""
 
 
 class Replica(Service):
@@ -29,6 +33,7 @@ class Replica(Service):
 
     def __init__(self, document: dict[str, Any]) -> None:
         config = read_config(document)
+        sys.setswitchinterval(SWITCH_S)
         context = serve.get_replica_context()
         super().__init__(config, replica=context.replica_id.unique_id)
         self._gate = Gate(config.batch.size)
@@ -44,7 +49,7 @@ class Replica(Service):
         self._token = token_of(config)
         self._reporting: asyncio.Task[None] | None = None
 
-    async def __serve_build_asgi_app__(self) -> FastAPI:
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve when the replica starts, which is ready once this returns."""
         await self.start()
         self._reporting = asyncio.get_running_loop().create_task(self._report())
@@ -68,17 +73,15 @@ class Replica(Service):
 
     async def metrics(self) -> bytes:
         """Of all replicas: this one's as they are now, the others' a second old at most."""
-        await self._ledger.report.remote(self.meter.replica, self.meter.snapshot(waiting=self.waiting))
+        await self._ledger.report.remote(self.meter.replica, self.snapshot())
         text: bytes = await self._ledger.text.remote()
         return text
 
     async def _report(self) -> None:
         while True:
             try:
-                await self._ledger.report.remote(
-                    self.meter.replica, self.meter.snapshot(waiting=self.waiting)
-                )
-            except ray.exceptions.RayError as error:
+                await self._ledger.report.remote(self.meter.replica, self.snapshot())
+            except Exception as error:
                 LOG.warning("counts could not be reported: %s", error)
             await asyncio.sleep(REPORT_EVERY_S)
 
@@ -95,6 +98,9 @@ class Replica(Service):
         if reporting is not None:
             reporting.cancel()
             self.stop()
+            with suppress(ray.exceptions.RayError, TimeoutError):  # the cluster may be going, too
+                async with asyncio.timeout(FAREWELL_S):
+                    await self._ledger.farewell.remote(self.meter.replica, self.snapshot())
 
 
 def ledger_of(app: str) -> Any:

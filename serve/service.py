@@ -26,7 +26,7 @@ from serve import engines, schemas
 from serve.config import ServeConfig
 from serve.engines import Loaded
 from serve.errors import Refused, invalid, too_large
-from serve.metrics import Ledger, Meter
+from serve.metrics import Ledger, Meter, Snapshot
 from serve.variants import Variant, variants_of
 
 T = TypeVar("T")
@@ -84,8 +84,10 @@ class Service:
     def __init__(self, config: ServeConfig, *, replica: str = "local") -> None:
         self.config = config
         self.variants = variants_of(config)
+        self._device = engines.device_for(config.gpus)
         self.meter = Meter(replica)
         self.ready = False
+        self.held: Callable[[], int] = lambda: 0  # told by whoever lets requests in
         self._loaded: dict[str, Loaded] = {}
         self._resident: weakref.WeakValueDictionary[str, Loaded] = weakref.WeakValueDictionary()
         self._loading = asyncio.Lock()
@@ -139,7 +141,7 @@ class Service:
 
     async def fetch(self, name: str) -> Loaded:
         """The model from its folder, ready to answer."""
-        loaded = await self.on_model_thread(lambda: engines.load(self.variants[name]))
+        loaded = await self.on_model_thread(lambda: engines.load(self.variants[name], device=self._device))
         self._resident[name] = loaded
         return loaded
 
@@ -210,15 +212,22 @@ class Service:
             model=_ms(found.took),
             total=_ms(time.perf_counter() - began),
         )
-        return [
-            _diagnosis(variant, one, logits, latency, found.batch)
-            for one, logits in zip(ready, found.logits.split(sizes), strict=True)
-        ]
+        try:
+            return [
+                _diagnosis(variant, one, logits, latency, found.batch)
+                for one, logits in zip(ready, found.logits.split(sizes), strict=True)
+            ]
+        except DataError as error:
+            raise invalid(str(error), "signal") from None
+
+    def snapshot(self) -> Snapshot:
+        """What was counted here."""
+        return self.meter.snapshot(held=self.held(), waiting=self.waiting)
 
     async def metrics(self) -> bytes:
         """Of this process alone."""
         ledger = Ledger()
-        ledger.report(self.meter.replica, self.meter.snapshot(waiting=self.waiting))
+        ledger.report(self.meter.replica, self.snapshot())
         return ledger.text()
 
     def stop(self) -> None:
@@ -260,7 +269,7 @@ def _evidence(
         return None, missing
     signal = cut.windows[0].double().numpy() if sample.preprocessed else sample.signal
     rate = expected.rate_hz if sample.preprocessed else sample.fs_hz
-    found = core.evidence(signal, rate, sample.rpm, expected.bearing)
+    found = core.evidence(signal, rate, sample.rpm, expected)
     full = detail == "full"
     return schemas.EvidenceFound(
         bearing=expected.bearing.name if expected.bearing else None,

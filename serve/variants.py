@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,14 @@ def _described(
 
 
 def _version(files: list[Path]) -> str:
+    return _digits(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=64)
+def _digits(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Gigabytes are read once, though a configuration is checked in several places."""
     whole = hashlib.sha256()
-    for file in files:
+    for file, _, _ in files:
         with file.open("rb") as stream:
             whole.update(hashlib.file_digest(stream, "sha256").digest())
     return whole.hexdigest()[:VERSION_DIGITS]

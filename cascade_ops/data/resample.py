@@ -24,7 +24,7 @@ PASS, STOP = 0.44, 0.48
 """Edges of the common low-pass, as fractions of the common rate."""
 ATTENUATION_DB = 80.0
 MAX_DENOMINATOR = 1000
-"""Bounds the polyphase filter; the rate is then off by less than 1e-6, far below bearing slip (1e-2)."""
+"""Bounds the polyphase filter; the rate is off by 5e-4 at most, far below bearing slip (1e-2)."""
 
 
 @functools.lru_cache(maxsize=32)

@@ -62,7 +62,8 @@ class Segment:
     """One variant under one load in one round.
 
     Attributes:
-        seconds: from the first counted request's intended time to the end of the time it had, or of its last answer.
+        seconds: from when requests count. Open loop: to the end of the time it had, or its last answer. Closed loop: to
+            when the first user had nothing left to ask, so that a straggler's wait is not the others' doing.
         held: arrivals that had to wait because the generator's ceiling of outstanding requests was reached.
         generator_cpu: the generator's own processor time per second; near 1 it is the bottleneck.
         computed, batches: requests that the server's model answered meanwhile, and in how many batches.

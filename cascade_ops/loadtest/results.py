@@ -100,7 +100,7 @@ class Probe:
         cuda_bytes: allocated on the GPU at its highest; None without one.
         throughput: samples per second, by batch size.
         joules_per_sample: over the largest batches.
-        modules: whether torch was loaded.
+        torch: whether it was loaded.
     """
 
     load_s: float

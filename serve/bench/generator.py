@@ -7,6 +7,7 @@ its own examination.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,7 @@ class _Closed:
         self._post, self._shot, self._bounds = post, shot, bounds
         self._sent = Sent()
         self._begins = bounds.warmup_s  # sooner where warming up has used up its requests
+        self._ends = math.inf
         self._warm = self._counted = 0
 
     async def run(self) -> Sent:
@@ -81,11 +83,17 @@ class _Closed:
         async with asyncio.TaskGroup() as users:
             for _ in range(int(self._shot.level)):
                 users.create_task(self._user())
-        ends = [request.finished for request in self._sent.requests if request.counted]
-        self._sent.seconds = max(ends, default=self._begins) - self._begins
+        # until the first user found nothing left to do: a straggler's wait is not the others' doing
+        self._sent.seconds = max(0.0, self._ends - self._begins)
         return self._sent
 
     async def _user(self) -> None:
+        try:
+            await self._ask_again_and_again()
+        finally:
+            self._ends = min(self._ends, time.perf_counter() - self._start)
+
+    async def _ask_again_and_again(self) -> None:
         while (now := time.perf_counter() - self._start) < self._begins + self._bounds.seconds:
             counted = now >= self._begins
             if not counted and self._warm >= self._bounds.requests:

@@ -61,7 +61,7 @@ export function waveform(samples, secondsPerSample) {
 }
 
 export function spectrum(hz, amplitude, lines, strongest) {
-  const limit = hz.length ? hz[hz.length - 1] : 1;
+  const limit = hz[hz.length - 1] || 1;
   const rows = placed(lines, limit);
   const top = 12 + 16 * rows.count, height = 160;
   const peak = amplitude.reduce((most, value) => Math.max(most, value), 0) || 1;

@@ -15,6 +15,10 @@ from cascade_ops.errors import DataError
 TIME_COLUMNS = ("time", "time_s", "t")
 
 
+USUAL_CHANNELS = 64
+"""More are taken for samples, where an array can be read either way."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds on what a file may hold, compared with what its head states before anything of that size is made.
@@ -26,7 +30,7 @@ class Limits:
     """
 
     max_samples: int = 4_000_000
-    max_channels: int = 64
+    max_channels: int = USUAL_CHANNELS
     max_expanded_bytes: int = 256 * 2**20
 
     def check(self, where: str, samples: int, channels: int) -> None:
@@ -125,7 +129,8 @@ def table_of(shape: tuple[int, ...], limits: Limits) -> tuple[int, int]:
     if len(shape) < 2 or 1 in shape:
         return math.prod(shape), 1
     samples, channels = shape
-    return (channels, samples) if samples <= limits.max_channels < channels else (samples, channels)
+    most = min(limits.max_channels, USUAL_CHANNELS)
+    return (channels, samples) if samples <= most < channels else (samples, channels)
 
 
 def by_index(values: np.ndarray, limits: Limits, name: str = "") -> dict[str, np.ndarray]:
