@@ -220,8 +220,8 @@ def overload(run: Path, args: argparse.Namespace) -> None:
     header = ("arrivals (Poisson)", "offered/s", "answered/s", "503", "other failures", "p50, ms", "p99, ms")
     rewrite(
         "serving-overload",
-        f"Dense model, capacity {capacity:.0f} requests/s (closed loop, 32 users); every 503 has `Retry-After: 1`; latency "
-        "is of accepted requests, from when they were due. "
+        f"Dense model, capacity {capacity:.0f} requests/s (closed loop, 32 users); every 503 has "
+        "`Retry-After: 1`; latency is of accepted requests, from when they were due. "
         f"Median within 1.5× of before in second {back + 1} after the overload.\n\n" + table(header, rows),
     )
 

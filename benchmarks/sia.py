@@ -57,7 +57,7 @@ def pretrained(name: str, folder: Path) -> Subject:
 
     from cascade_ops.checkpoint import load_pruned
     from cascade_ops.tasks import token_sequences
-    from workflows.prepare import tokenizer_in
+    from cascade_ops.tokenizers import tokenizer_in
 
     model: Any = load_pruned(folder)
     count, length = PRETRAINED[name]

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from serve import openapi, reading, schemas
 from serve.errors import Refused, internal, invalid, too_large
 from serve.guard import Guard, error_document, headers_of, sse
-from serve.language import Writer
+from serve.language import Writer, writer_for
 from serve.service import Service
 from serve.variants import Variant
 
@@ -111,7 +111,7 @@ def _completion_routes(app: FastAPI, service: Service) -> None:
         variant = reading.chosen(request, service, asked.model)
         if variant.tokenizer is None:
             raise invalid(f"{variant.name} is a classifier: POST /v1/diagnose.", "model")
-        writer = Writer(service, await service.engine(variant.name), asked)
+        writer = await writer_for(service, await service.engine(variant.name), asked)
         if not asked.stream:
             return _json(await writer.whole())
         return StreamingResponse(_events(writer), media_type="text/event-stream")

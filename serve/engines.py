@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from cascade_ops.data.windows import normalise
 from cascade_ops.diagnosis import Expected
 from cascade_ops.engines import Engine, Parity, start_engine
 from cascade_ops.errors import UsageError
+from cascade_ops.tokenizers import tokenizer_in
 from serve.variants import Variant
 
 PROBES = 8
@@ -24,14 +26,22 @@ CHUNK = 256
 """Windows of one forward pass; more are computed in turn, to bound memory."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Language:
+    """What writing takes beside an engine."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Loaded:
-    """A model that answers. ``model`` is what a language model's decoding needs; others keep only their engine."""
+    """A model that answers. A classifier keeps its engine alone, which may hold no PyTorch model."""
 
     variant: Variant
     engine: Engine
     parity: Parity
-    model: PreTrainedModel | None
+    language: Language | None = None
 
 
 def device_for(gpus: float) -> str:
@@ -51,9 +61,12 @@ def load(variant: Variant, *, device: str) -> Loaded:
     """
     model = load_pruned(variant.folder).to(device)  # type: ignore[arg-type]  # its stubs know no device names
     engine, parity = start_engine(variant.engine, model, probes_for(variant, model), task=variant.task)
-    return Loaded(
-        variant=variant, engine=engine, parity=parity, model=model if variant.task == "lm" else None
-    )
+    language = None
+    if variant.tokenizer is not None:
+        tokenizer = tokenizer_in(variant.tokenizer)
+        tokenizer("warm")  # the first text takes longer than any other
+        language = Language(model=model, tokenizer=tokenizer)
+    return Loaded(variant=variant, engine=engine, parity=parity, language=language)
 
 
 def probes_for(variant: Variant, model: PreTrainedModel) -> Batch:

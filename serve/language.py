@@ -8,17 +8,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
 
-from serve.engines import Loaded
+from serve.decoding import Text, sample, step
+from serve.engines import Language, Loaded
 from serve.errors import invalid
 from serve.schemas import Choice, Completion, CompletionRequest, Usage
 
@@ -26,88 +21,57 @@ if TYPE_CHECKING:
     from serve.service import Service
 
 Reason = Literal["stop", "length"]
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What an incomplete UTF-8 sequence decodes to: the rest comes with the next token."""
 
 
-@lru_cache(maxsize=16)
-def tokenizer_at(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-@torch.inference_mode()
-def step(
-    model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], cache: Any
-) -> tuple[Float[Tensor, " vocabulary"], Any]:
-    """Logits of the next token, and the cache with ``ids`` in it (None: an empty one)."""
-    found = model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return found.logits[0, -1].float().cpu(), found.past_key_values
-
-
-def sample(
-    logits: Float[Tensor, " vocabulary"], temperature: float, top_p: float, generator: torch.Generator
-) -> int:
-    """The likeliest token at temperature 0; else one drawn from the smallest set that holds ``top_p``."""
-    if temperature == 0:
-        return int(logits.argmax())
-    probabilities, order = (logits / temperature).softmax(-1).sort(descending=True)
-    kept = probabilities.cumsum(-1) - probabilities < top_p
-    drawn = torch.multinomial(probabilities * kept, 1, generator=generator)
-    return int(order[drawn])
-
-
-@dataclass(slots=True)
-class Text:
-    """What has been written so far, and how much of it may be told: never a part of a stop word."""
-
-    tokenizer: Any
-    stops: tuple[str, ...]
-    tokens: list[int] = field(default_factory=list)
-    told: int = 0
-
-    def add(self, token: int) -> tuple[str, bool]:
-        """The text that this token completes, and whether a stop word ended it."""
-        self.tokens.append(token)
-        whole = self.decoded()
-        found = [at for stop in self.stops if (at := whole.find(stop)) >= 0]
-        if found:
-            return self._tell(whole, min(found)), True
-        return self._tell(whole, len(whole) - self._held_back(whole)), False
-
-    def rest(self) -> str:
-        """What was held back, once nothing more comes."""
-        whole = self.decoded()
-        return self._tell(whole, len(whole))
-
-    def decoded(self) -> str:
-        return str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
-
-    def _tell(self, whole: str, end: int) -> str:
-        piece = whole[self.told : end]
-        self.told = max(self.told, end)
-        return piece
-
-    def _held_back(self, whole: str) -> int:
-        broken = len(whole) - len(whole.rstrip(UNFINISHED))
-        begun = [
-            length for stop in self.stops for length in range(1, len(stop)) if whole.endswith(stop[:length])
-        ]
-        return max([broken, *begun])
-
-
-class Writer:
-    """One completion.
+async def writer_for(service: Service, loaded: Loaded, asked: CompletionRequest) -> Writer:
+    """What answers ``asked``.
 
     Raises:
         Refused: the prompt is empty, too long, or has tokens that the model does not know.
     """
+    language, limit = loaded.language, service.config.limits.tokens
+    assert language is not None, "a classifier was refused before it was loaded"
+    if asked.max_tokens > limit:
+        raise invalid(f"expected at most {limit} tokens, found {asked.max_tokens}.", "max_tokens")
+    prompt = await service.prepare(lambda: prompt_ids(language, asked), len(asked.prompt))
+    return Writer(service, loaded.variant.name, language, prompt, asked)
 
-    def __init__(self, service: Service, loaded: Loaded, asked: CompletionRequest) -> None:
-        self._service, self._model, self._asked = service, loaded.model, asked
-        self._name = loaded.variant.name
-        assert loaded.variant.tokenizer is not None
-        self._tokenizer = tokenizer_at(loaded.variant.tokenizer)
-        self._prompt = self._ids()
+
+def prompt_ids(language: Language, asked: CompletionRequest) -> list[int]:
+    """The prompt's tokens. Raises Refused."""
+    config = language.model.config.get_text_config()
+    ids: list[int] = (
+        language.tokenizer(asked.prompt)["input_ids"] if isinstance(asked.prompt, str) else asked.prompt
+    )
+    if not ids or max(ids) >= config.vocab_size:
+        raise invalid(f"expected tokens below {config.vocab_size}, at least one.", "prompt")
+    room = getattr(config, "max_position_embeddings", None)
+    if room is not None and len(ids) + asked.max_tokens > room:
+        raise invalid(
+            f"expected a prompt and an answer of at most {room} tokens together, found {len(ids)} and "
+            f"{asked.max_tokens}. Shorten one.",
+            "prompt",
+        )
+    return ids
+
+
+class Writer:
+    """One completion of ``prompt``, whole or piece by piece, once."""
+
+    def __init__(
+        self, service: Service, name: str, language: Language, prompt: list[int], asked: CompletionRequest
+    ) -> None:
+        self._service, self._name, self._asked = service, name, asked
+        self._model, self._prompt = language.model, prompt
+        stops = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
+        self._text = Text(language.tokenizer, tuple(word for word in stops if word), before=prompt)
+        self._ends = _ends(language)
+        self._ids, self._cache = prompt, None
+        self._generator = torch.Generator()
+        if asked.seed is not None:
+            self._generator.manual_seed(asked.seed)
+        else:
+            self._generator.seed()
         self._id, self._created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
 
     async def whole(self) -> Completion:
@@ -127,59 +91,36 @@ class Writer:
             yield self._completion([], self._usage())
 
     async def _written(self) -> AsyncIterator[tuple[str, Reason | None]]:
-        asked, text = self._asked, self._text()
-        generator = torch.Generator()
-        generator.manual_seed(asked.seed) if asked.seed is not None else generator.seed()
-        ids, cache = torch.tensor([self._prompt]), None
-        while True:
-            logits, cache = await self._service.on_model_thread(partial(step, self._model, ids, cache))
-            token = sample(logits, asked.temperature, asked.top_p, generator)
-            if token in self._ends():
-                yield text.rest(), "stop"
-                return
-            piece, stopped = text.add(token)
-            if stopped:
-                yield piece, "stop"
-                return
-            if len(text.tokens) >= asked.max_tokens:
-                yield piece + text.rest(), "length"
-                return
-            yield piece, None
-            ids = torch.tensor([[token]])
+        reason: Reason | None = None
+        while reason is None:
+            piece, reason = await self._service.on_model_thread(self._next)
+            yield piece, reason
 
-    def _text(self) -> Text:
-        stop = self._asked.stop
-        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-        self._written_text = Text(tokenizer=self._tokenizer, stops=tuple(word for word in stops if word))
-        return self._written_text
-
-    def _ends(self) -> set[int]:
-        ends = self._model.generation_config.eos_token_id if self._model.generation_config else None
-        ends = ends if ends is not None else self._tokenizer.eos_token_id
-        return set(ends if isinstance(ends, list) else [ends])
-
-    def _ids(self) -> list[int]:
-        asked, config = self._asked, self._model.config.get_text_config()
-        most = self._service.config.limits.tokens
-        if asked.max_tokens > most:
-            raise invalid(f"expected at most {most} tokens, found {asked.max_tokens}.", "max_tokens")
-        ids: list[int] = (
-            self._tokenizer(asked.prompt)["input_ids"] if isinstance(asked.prompt, str) else asked.prompt
-        )
-        if not ids or max(ids) >= config.vocab_size:
-            raise invalid(f"expected tokens below {config.vocab_size}, at least one.", "prompt")
-        room = getattr(config, "max_position_embeddings", None)
-        if room is not None and len(ids) + asked.max_tokens > room:
-            raise invalid(
-                f"expected a prompt and an answer of at most {room} tokens together, found {len(ids)} and "
-                f"{asked.max_tokens}. Shorten one.",
-                "prompt",
-            )
-        return ids
+    def _next(self) -> tuple[str, Reason | None]:
+        """One token more: what may be told of the text since, and why it ended if it did."""
+        logits, self._cache = step(self._model, torch.tensor([self._ids]), self._cache)
+        token = sample(logits.float().cpu(), self._asked.temperature, self._asked.top_p, self._generator)
+        if token in self._ends:
+            return self._text.rest(), "stop"
+        self._ids = [token]
+        piece, stopped = self._text.add(token)
+        if stopped:
+            return piece, "stop"
+        if len(self._text.tokens) >= self._asked.max_tokens:
+            return piece + self._text.rest(), "length"
+        return piece, None
 
     def _completion(self, choices: list[Choice], usage: Usage | None) -> Completion:
         return Completion(id=self._id, created=self._created, model=self._name, choices=choices, usage=usage)
 
     def _usage(self) -> Usage:
-        read, written = len(self._prompt), len(self._written_text.tokens)
+        read, written = len(self._prompt), len(self._text.tokens)
         return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+def _ends(language: Language) -> frozenset[Any]:
+    """Tokens that end a text."""
+    config = language.model.generation_config
+    ends = config.eos_token_id if config else None
+    ends = ends if ends is not None else language.tokenizer.eos_token_id
+    return frozenset(ends if isinstance(ends, list) else [ends])

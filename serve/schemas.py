@@ -13,6 +13,7 @@ ModelName = Annotated[
     str, Field(max_length=64, description="One of GET /v1/models; the first where left out.")
 ]
 LONGEST_PROMPT = 200_000
+Stop = Annotated[str, Field(max_length=256)]
 
 
 class _Request(BaseModel):
@@ -224,7 +225,7 @@ class CompletionRequest(_Request):
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Literal[1] = 1

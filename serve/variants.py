@@ -21,6 +21,7 @@ from cascade_ops.diagnosis import Expected
 from cascade_ops.errors import CheckpointError, ConfigError, UsageError
 from cascade_ops.results import Metric
 from cascade_ops.serde import from_jsonable
+from cascade_ops.tokenizers import has_tokenizer
 from cascade_ops.weights import weight_files
 from serve.config import BASELINE, ServeConfig
 
@@ -225,7 +226,7 @@ def _tokenizer(folder: Path, source: Path) -> Path:
         ) or {}
         candidates += [Path(model[key]) for key in ("tokenizer", "path") if model.get(key)]
     for candidate in candidates:
-        if any((candidate / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+        if has_tokenizer(candidate):
             return candidate
     raise CheckpointError(
         f"{folder}: expected a tokenizer beside the model or where its run names one, found none in "

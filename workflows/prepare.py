@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
@@ -18,10 +18,9 @@ from cascade_ops.errors import ConfigError, UnknownNameError, UsageError
 from cascade_ops.models.classifier import SignalClassifier, SignalClassifierConfig
 from cascade_ops.serde import to_jsonable
 from cascade_ops.tasks import TaskData, diagnosis_data, lm_data
+from cascade_ops.tokenizers import tokenizer_in
 from workflows.config import JobConfig
 from workflows.hub import CONFIG_ONLY, TOKENIZER, locate
-
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,23 +128,6 @@ def tokenizer_of(config: JobConfig) -> Any:
     if source is None:
         raise ConfigError("model.tokenizer: is required where the model is built from a config")
     return tokenizer_in(locate(source, what="tokenizer", files=TOKENIZER))
-
-
-def tokenizer_in(folder: Path) -> Any:
-    """The tokenizer in a model folder. Raises UsageError."""
-    if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make up an empty one
-        raise UsageError(f"{folder}: expected a tokenizer, found none of {', '.join(VOCABULARIES)}")
-    try:
-        return _padded(AutoTokenizer.from_pretrained(folder))
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"{folder}: expected a tokenizer, found none that loads ({first})") from None
-
-
-def _padded(tokenizer: Any) -> Any:
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
 
 
 def build_dense(config: JobConfig, data: TaskData) -> PreTrainedModel:

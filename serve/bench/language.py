@@ -12,6 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from serve.decoding import step
+
 SEQUENCES = 8
 """Texts of which the steps are timed, fewer where they take long."""
 
@@ -30,18 +32,9 @@ def prompt_for(model: PreTrainedModel, tokens: int) -> Int[Tensor, "1 tokens"]:
     return ids.to(model.device)
 
 
-@torch.inference_mode()
-def step(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], cache: Any) -> tuple[Int[Tensor, "1 1"], Any]:
-    """The likeliest next token, on the CPU's word that it is there, and the cache with ``ids`` in it."""
-    found = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    token = found.logits[:, -1].argmax(-1, keepdim=True)
-    int(token)  # waits for the device
-    return token, found.past_key_values
-
-
 def prefill(model: PreTrainedModel, prompt: Int[Tensor, "1 tokens"]) -> Callable[[], object]:
     """Reads the prompt into an empty cache."""
-    return lambda: step(model, prompt, None)
+    return lambda: _likeliest(model, prompt, None)
 
 
 def decode(
@@ -52,14 +45,23 @@ def decode(
     cache: Any = None
     until = time.perf_counter() + seconds
     for _ in range(SEQUENCES):
-        token, cache = step(model, prompt, None)
+        token, cache = _likeliest(model, prompt, None)
         for _ in range(new - 1):
             began = time.perf_counter()
-            token, cache = step(model, token, cache)
+            token, cache = _likeliest(model, token, cache)
             took.append(time.perf_counter() - began)
         if time.perf_counter() > until:
             break
     return {"per_token_ms": 1e3 * median(took), "kv_bytes": cache_bytes(cache)}
+
+
+def _likeliest(
+    model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], cache: Any
+) -> tuple[Int[Tensor, "1 1"], Any]:
+    logits, cache = step(model, ids, cache)
+    token = logits.argmax()
+    int(token)  # waits for the device
+    return token.view(1, 1), cache
 
 
 def cache_bytes(cache: Any) -> int:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from cascade_ops import Granularity, anatomy_of, load_pruned, prune, save_pruned
 from serve.config import read_config
-from serve.language import Text, sample
+from serve.decoding import Text, sample
 from tests.factories import llama_like, varied_plan
 from tests.jobs import WORDS, save_word_tokenizer
 from tests.serve.conftest import Served, serving

@@ -25,13 +25,14 @@ from cascade_ops.results import Evaluation, RecoveryResult
 from cascade_ops.schedule import Recovery
 from cascade_ops.serde import to_jsonable
 from cascade_ops.tasks import TaskData, check_disjoint, lm_data
+from cascade_ops.tokenizers import tokenizer_in
 from cascade_ops.training import deterministic
 from cascade_ops.zero import deepspeed_document
 from workflows.config import RecoveringConfig, ScoringConfig
 from workflows.hub import locate
 from workflows.means import cluster_for, recoverer_for
 from workflows.models import check_classes, model_folder, run_config
-from workflows.prepare import prepare_data, tokenizer_in, with_data
+from workflows.prepare import prepare_data, with_data
 from workflows.provenance import provenance
 from workflows.rundir import refuse_existing
 

@@ -19,10 +19,11 @@ from cascade_ops.models.classifier import SignalClassifierConfig
 from cascade_ops.scoring import Scorer, Scores
 from cascade_ops.shards import Layout, layout_of
 from cascade_ops.tasks import token_sequences
+from cascade_ops.tokenizers import tokenizer_in
 from workflows.config import ScoringConfig
 from workflows.hub import locate
 from workflows.models import check_classes, model_folder, run_config
-from workflows.prepare import prepare_data, tokenizer_in, with_data
+from workflows.prepare import prepare_data, with_data
 from workflows.provenance import provenance
 from workflows.report.score_page import render_scores
 from workflows.rundir import refuse_existing
