@@ -21,11 +21,11 @@ CONTEXT = 8
 
 @torch.inference_mode()
 def step(
-    model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], cache: Any
-) -> tuple[Float[Tensor, " vocabulary"], Any]:
-    """Logits of the next token, where the model computes, and the cache with ``ids`` in it (None: an empty one)."""
+    model: PreTrainedModel, ids: Int[Tensor, "texts tokens"], cache: Any
+) -> tuple[Float[Tensor, "texts vocabulary"], Any]:
+    """Logits of the next tokens, where the model computes, and the cache with ``ids`` in it (None: an empty one)."""
     found = model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return found.logits[0, -1], found.past_key_values
+    return found.logits[:, -1], found.past_key_values
 
 
 def sample(
@@ -85,11 +85,11 @@ class Text:
         return piece
 
     def _held_back(self, whole: str) -> int:
-        broken = len(whole) - len(whole.rstrip(UNFINISHED))
+        known = whole.rstrip(UNFINISHED)
         begun = [
             length
             for stop in self.stops
-            for length in range(1, min(len(stop), len(whole) + 1))
-            if whole.endswith(stop[:length])
+            for length in range(1, min(len(stop), len(known) + 1))
+            if known.endswith(stop[:length])
         ]
-        return max([broken, *begun])
+        return len(whole) - len(known) + max(begun, default=0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,6 +18,7 @@ from cascade_ops.diagnosis import Expected
 from cascade_ops.engines import Engine, Parity, start_engine
 from cascade_ops.errors import UsageError
 from cascade_ops.tokenizers import tokenizer_in
+from serve.decoding import step
 from serve.variants import Variant
 
 PROBES = 8
@@ -70,12 +71,26 @@ def load(variant: Variant, *, device: str) -> Loaded:
 
 
 def probes_for(variant: Variant, model: PreTrainedModel) -> Batch:
-    """Inputs of the right shape from a fixed seed: noise with impacts, or tokens."""
+    """Inputs of the right shape from a fixed seed: noise with impacts, or texts that the model itself writes."""
     if variant.expected is None:
-        vocabulary = int(model.config.get_text_config().vocab_size)
-        tokens = torch.randint(vocabulary, (PROBES, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
-        return {"input_ids": tokens}
+        return {"input_ids": own_texts(model)}
     return {"signal": torch.from_numpy(impacts(variant.expected))}
+
+
+def own_texts(model: PreTrainedModel) -> Int[Tensor, "texts tokens"]:
+    """Drawn from the model after a random token each: on random tokens alone, rounding tells more than it does on any
+    text (int8 SmolLM2: a total variation of 0.20 instead of 0.13)."""
+    config = model.config.get_text_config()
+    length = min(PROBE_TOKENS, getattr(config, "max_position_embeddings", None) or PROBE_TOKENS)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(int(config.vocab_size), (PROBES, 1), generator=generator)
+    latest, cache = ids, None
+    while ids.shape[1] < length:
+        logits, cache = step(model, latest, cache)
+        probabilities = logits.float().softmax(-1).nan_to_num(1.0)  # NaN is for the comparison to report
+        latest = torch.multinomial(probabilities.cpu(), 1, generator=generator)
+        ids = torch.cat([ids, latest], dim=1)
+    return ids
 
 
 def impacts(expected: Expected) -> Float[np.ndarray, "windows samples"]:

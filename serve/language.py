@@ -99,7 +99,7 @@ class Writer:
     def _next(self) -> tuple[str, Reason | None]:
         """One token more: what may be told of the text since, and why it ended if it did."""
         logits, self._cache = step(self._model, torch.tensor([self._ids]), self._cache)
-        token = sample(logits.float().cpu(), self._asked.temperature, self._asked.top_p, self._generator)
+        token = sample(logits[0].float().cpu(), self._asked.temperature, self._asked.top_p, self._generator)
         if token in self._ends:
             return self._text.rest(), "stop"
         self._ids = [token]

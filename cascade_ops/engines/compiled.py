@@ -40,4 +40,4 @@ def _separate(function: Any) -> Any:
     return types.FunctionType(function.__code__.replace(), function.__globals__, closure=function.__closure__)
 
 
-ENGINES.add("compile", EngineEntry(build=build, title="torch.compile", tolerance=1e-4, tasks=("diagnosis",)))
+ENGINES.add("compile", EngineEntry(build=build, title="torch.compile", tolerances={"diagnosis": 1e-4}))

@@ -81,8 +81,7 @@ ENGINES.add(
     EngineEntry(
         build=build,
         title="ONNX Runtime",
-        tolerance=1e-4,
+        tolerances={"diagnosis": 1e-4},
         packages=("onnx", "onnxscript", "onnxruntime"),
-        tasks=("diagnosis",),
     ),
 )

@@ -59,9 +59,9 @@ def _likeliest(
     model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], cache: Any
 ) -> tuple[Int[Tensor, "1 1"], Any]:
     logits, cache = step(model, ids, cache)
-    token = logits.argmax()
+    token = logits.argmax(-1, keepdim=True)
     int(token)  # waits for the device
-    return token.view(1, 1), cache
+    return token, cache
 
 
 def cache_bytes(cache: Any) -> int:

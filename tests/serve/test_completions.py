@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import requests
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
 from transformers import PreTrainedModel
 
 from cascade_ops import Granularity, anatomy_of, load_pruned, prune, save_pruned
@@ -71,10 +75,8 @@ def test_greedy_text_is_the_model_s(language: Served, model: PreTrainedModel) ->
     assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
     (choice,) = found["choices"]
     assert choice["finish_reason"] == "length"
-    expected = " ".join(
-        "<unk>" if token == 0 else WORDS[token - 1] for token in greedy(model, ids_of(PROMPT), 12)
-    )
-    assert choice["text"].replace(" ", "") == expected.replace("<unk>", "").replace(" ", "")
+    expected = " ".join(WORDS[token - 1] for token in greedy(model, ids_of(PROMPT), 12) if token != 0)
+    assert choice["text"] == f" {expected}"
 
 
 def events(answer: requests.Response) -> list[Any]:
@@ -133,6 +135,8 @@ def test_stop_words_end_it(language: Served) -> None:
         ({"prompt": [1] * 5000}, 422, "together"),
         ({"prompt": PROMPT, "temperature": -1}, 422, "temperature"),
         ({"prompt": PROMPT, "n": 2}, 422, "n"),
+        ({"prompt": PROMPT, "stop": "x" * 257}, 422, "256"),
+        ({"prompt": PROMPT, "stop": list("abcde")}, 422, "stop"),
         ({"prompt": PROMPT, "model": "gpt-4"}, 404, "tiny"),
         ({"prompt": PROMPT, "best_of": 2}, 422, "best_of"),
     ],
@@ -165,6 +169,57 @@ class Pieces:
 
     def decode(self, tokens: list[int], **_: Any) -> str:
         return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def test_any_temperature_draws_a_token() -> None:
+    logits = torch.tensor([1.0, 9.0, -3.0])
+    generator = torch.Generator().manual_seed(0)
+    for temperature in (1e-300, 1e-42, 1e-7, 1e-4, 1e-3):
+        assert sample(logits, temperature, 1.0, generator) == 1
+
+
+@pytest.fixture(scope="module")
+def metaspace() -> Tokenizer:
+    """As Llama's: a word begins with ▁, and the first one's is not shown."""
+    words = ["<s>", "\u2581one", "\u2581two", "\u2581three", "s"]
+    tokenizer = Tokenizer(WordLevel({word: at for at, word in enumerate(words)}, unk_token="<s>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return tokenizer
+
+
+def test_the_first_word_keeps_its_space(metaspace: Tokenizer) -> None:
+    prompt = metaspace.encode("one two").ids
+    assert metaspace.decode([3]) == "three"  # which is why the prompt is decoded, too
+    text = Text(tokenizer=metaspace, stops=(), before=prompt)
+    assert [text.add(token)[0] for token in (3, 4, 1)] == [" three", "s", " one"]
+    assert Text(tokenizer=metaspace, stops=(), before=()).add(3)[0] == "three"
+
+
+def test_a_prompt_may_end_within_a_character() -> None:
+    text = Text(tokenizer=Pieces(), stops=(), before=list("é€".encode()[:-1]))
+    assert "".join(text.add(byte)[0] for byte in "€!".encode()[-2:]) == "€!"
+
+
+@given(
+    text=st.text(max_size=30),
+    stops=st.lists(st.text(min_size=1, max_size=4), max_size=3),
+    prompt=st.text(max_size=5),
+)
+def test_pieces_never_show_a_stop_word_and_lose_nothing(text: str, stops: list[str], prompt: str) -> None:
+    assume("\N{REPLACEMENT CHARACTER}" not in text + prompt)
+    told = Text(tokenizer=Pieces(), stops=tuple(stops), before=list(prompt.encode()))
+    shown = ""
+    for byte in text.encode():
+        piece, stopped = told.add(byte)
+        shown += piece
+        if stopped:
+            break
+    else:
+        shown += told.rest()
+    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    # the one that is complete first counts, even where another began before it
+    expected = text[: min(found)[1]] if found else text
+    assert shown == expected
 
 
 def test_text_is_told_whole_characters_at_a_time() -> None:

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from cascade_ops.anatomy import anatomy_of
 from cascade_ops.batches import Batch
 from cascade_ops.engines import ENGINES, Engine, EngineEntry, Parity, start_engine
+from cascade_ops.engines.base import compare
 from cascade_ops.engines.int8 import linear_layers
 from cascade_ops.errors import EngineError, UnknownNameError, UsageError
 from cascade_ops.granularity import Granularity
@@ -79,7 +80,7 @@ def test_every_engine_is_in_the_matrix() -> None:
     assert {engine for engine, _ in MATRIX} | {"compile"} == set(ENGINES)
     for name in ENGINES:
         assert ENGINES[name].title
-        assert 0 < ENGINES[name].tolerance <= 0.1
+        assert 0 < ENGINES[name].tolerances["diagnosis"] <= 0.1
 
 
 def test_answers_are_plain_pytorchs(started: Started) -> None:
@@ -89,7 +90,7 @@ def test_answers_are_plain_pytorchs(started: Started) -> None:
 def check_answers(started: Started) -> None:
     assert started.parity.holds
     assert started.parity.probes == PROBES + 1
-    allowed = ENGINES[started.name].tolerance
+    allowed = ENGINES[started.name].tolerances["diagnosis"]
     for samples in BATCHES:
         inputs = inputs_for(started.plain, samples=samples, seed=samples)
         given = {name: tensor.clone() for name, tensor in inputs.items()}
@@ -193,7 +194,8 @@ def test_language_models(engine: str) -> None:
     run, parity = start_engine(engine, model, inputs_for(model, samples=PROBES), task="lm")
     assert parity.holds
     inputs = inputs_for(model, samples=2, tokens=5, seed=4)
-    assert (run(inputs).softmax(-1) - logits_of(plain, inputs).softmax(-1)).abs().max() <= parity.tolerance
+    apart = (run(inputs).softmax(-1) - logits_of(plain, inputs).softmax(-1)).abs().sum(-1) / 2
+    assert apart.max() <= parity.tolerance / 5  # so small a model is far within it
 
 
 # -- what does not go live -------------------------------------------------------------------------
@@ -227,12 +229,12 @@ BROKEN: dict[str, tuple[Callable[[PreTrainedModel, Batch], Engine], str]] = {
     "raises": (_raise, r"cannot run this model: no kernel for Gelu\. Use --engine eager"),
     "other answers": (
         _changed(lambda x: x.flip(-1)),
-        r"difference of 0\.\d+ on 5 probes .* does not go live",
+        r"total variation of 0\.001; found 0\.\d+ on 5 probes .* does not go live",
     ),
-    "slightly other": (_changed(lambda x: x * 1.05), r"within 0\.001 of each probability"),
+    "slightly other": (_changed(lambda x: x * 1.05), "does not go live"),
     "right only alone": (_changed(_only_alone), "does not go live"),
-    "NaN": (_changed(_nan_once), r"difference of nan .* does not go live"),
-    "infinite": (_changed(lambda x: x / 0), r"difference of nan .* does not go live"),
+    "NaN": (_changed(_nan_once), r"found nan .* does not go live"),
+    "infinite": (_changed(lambda x: x / 0), r"found nan .* does not go live"),
     "one row": (_changed(lambda x: x[:1]), r"logits of shape \(6, 3\), found \(2, 3\)"),
     "one class": (_changed(lambda x: x[:, :1]), r"shape \(6, 3\), found \(6, 1\)"),
     "no tensor": (lambda model, example: lambda batch: None, "cannot run this model"),  # type: ignore[arg-type,return-value]
@@ -243,7 +245,7 @@ def register(
     patch: pytest.MonkeyPatch, build: Callable[[PreTrainedModel, Batch], Engine], **options: tuple[str, ...]
 ) -> None:
     """An engine called broken, until the test ends."""
-    entry = EngineEntry(build=build, title="broken", tolerance=1e-3, **options)
+    entry = EngineEntry(build=build, title="broken", tolerances={"diagnosis": 1e-3, "lm": 1e-3}, **options)
     patch.setitem(ENGINES._entries, "broken", entry)
 
 
@@ -287,6 +289,20 @@ def test_a_difference_that_is_no_number_does_not_hold() -> None:
     assert parity(1e-3).holds
     assert not parity(1.1e-3).holds
     assert not parity(float("nan")).holds
+
+
+def test_a_wrong_answer_over_a_large_vocabulary_is_a_large_difference() -> None:
+    """No probability is off by more than a thousandth, and hardly any is right."""
+    expected = torch.randn(2, 5, 20_000, generator=torch.Generator().manual_seed(0))
+    wrong = expected.roll(1, -1)
+    assert (wrong.softmax(-1) - expected.softmax(-1)).abs().max() < 0.01
+    found = compare("x", wrong, expected, 0.25)
+    assert found.difference > 0.4
+    assert not found.holds
+    assert compare("x", expected, expected, 0.25).difference == 0
+    one_text = expected.clone()
+    one_text[1] = wrong[1]
+    assert compare("x", one_text, expected, 0.25).difference == pytest.approx(found.difference, rel=0.1)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
