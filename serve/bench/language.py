@@ -34,7 +34,7 @@ def prompt_for(model: PreTrainedModel, tokens: int) -> Int[Tensor, "1 tokens"]:
 
 def prefill(model: PreTrainedModel, prompt: Int[Tensor, "1 tokens"]) -> Callable[[], object]:
     """Reads the prompt into an empty cache."""
-    return lambda: _likeliest(model, prompt, None)
+    return lambda: likeliest(model, prompt, None)
 
 
 def decode(
@@ -45,19 +45,20 @@ def decode(
     cache: Any = None
     until = time.perf_counter() + seconds
     for _ in range(SEQUENCES):
-        token, cache = _likeliest(model, prompt, None)
+        token, cache = likeliest(model, prompt, None)
         for _ in range(new - 1):
             began = time.perf_counter()
-            token, cache = _likeliest(model, token, cache)
+            token, cache = likeliest(model, token, cache)
             took.append(time.perf_counter() - began)
         if time.perf_counter() > until:
             break
     return {"per_token_ms": 1e3 * median(took), "kv_bytes": cache_bytes(cache)}
 
 
-def _likeliest(
+def likeliest(
     model: PreTrainedModel, ids: Int[Tensor, "1 tokens"], cache: Any
 ) -> tuple[Int[Tensor, "1 1"], Any]:
+    """The next token, on the CPU's word that it is there, and the cache with ``ids`` in it."""
     logits, cache = step(model, ids, cache)
     token = logits.argmax(-1, keepdim=True)
     int(token)  # waits for the device

@@ -48,8 +48,8 @@ export async function* events(answer) {
   const decoder = new TextDecoder();
   let held = "";
   for (const reader = answer.body.getReader(); ; ) {
-    const { done, value } = await reader.read();
-    if (done) return;
+    const { done, value } = await reader.read().catch(() => ({ done: true }));
+    if (done) throw new Refusal(0, "The server broke off: the text is not complete. Try again.", null);
     held += decoder.decode(value, { stream: true });
     const parts = held.split("\n\n");
     held = parts.pop();

@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 import uvicorn
 
+from cascade_ops import Granularity, anatomy_of, prune, save_pruned
 from cascade_ops.data.simulate import simulate_recording
 from serve.api import application
 from serve.config import ServeConfig, read_config
 from serve.service import Service
+from tests.factories import llama_like, varied_plan
+from tests.jobs import WORDS, save_word_tokenizer
 
 TOKEN = "a token of some length"
+PAGE_TOKENS = 48
+"""As many as the page asks for."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,19 @@ def guarded(config: ServeConfig, finished: Path) -> Iterator[Served]:
     """The same, asking for a token and taking small bodies only."""
     small = config.model_copy(update={"limits": config.limits.model_copy(update={"body_mb": 1.0})})
     yield from serving(small, finished, token=TOKEN)
+
+
+@pytest.fixture(scope="session")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A language model whose layers differ in their KV groups and channels."""
+    model = llama_like(vocab_size=len(WORDS) + 1, max_position_embeddings=128)
+    for granularity in (Granularity.KV_GROUP, Granularity.CHANNEL):
+        prune(model, varied_plan(anatomy_of(model), granularity))
+    folder = tmp_path_factory.mktemp("lm") / "tiny"
+    save_pruned(model, folder)
+    save_word_tokenizer(folder)
+    limits = {"tokens": PAGE_TOKENS}
+    yield from serving(read_config({"models": [{"path": str(folder)}], "limits": limits}), folder)
 
 
 def serving(config: ServeConfig, run: Path, *, token: str | None = None) -> Iterator[Served]:

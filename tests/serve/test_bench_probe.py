@@ -192,8 +192,8 @@ def test_a_language_model_reads_and_writes_apart() -> None:
 def test_the_greedy_step_is_the_models_own() -> None:
     model = gpt2()
     prompt = language.prompt_for(model, 6)
-    token, cache = language.step(model, prompt, None)
-    again, _ = language.step(model, token, cache)
+    token, cache = language.likeliest(model, prompt, None)
+    again, _ = language.likeliest(model, token, cache)
     whole = model(input_ids=torch.cat([prompt, token], dim=1)).logits[:, -1].argmax(-1, keepdim=True)
     assert torch.equal(again, whole)
 

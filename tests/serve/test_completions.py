@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,36 +15,17 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel
 
-from cascade_ops import Granularity, anatomy_of, load_pruned, prune, save_pruned
-from serve.config import read_config
+from cascade_ops import load_pruned
 from serve.decoding import Text, sample
-from tests.factories import llama_like, varied_plan
-from tests.jobs import WORDS, save_word_tokenizer
-from tests.serve.conftest import Served, serving
+from tests.jobs import WORDS
+from tests.serve.conftest import Served
 
 PROMPT = "w3 w14 w15"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Layers with different numbers of KV groups and channels."""
-    model = llama_like(vocab_size=len(WORDS) + 1)
-    for granularity in (Granularity.KV_GROUP, Granularity.CHANNEL):
-        prune(model, varied_plan(anatomy_of(model), granularity))
-    path = tmp_path_factory.mktemp("lm") / "tiny"
-    save_pruned(model, path)
-    save_word_tokenizer(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def language(folder: Path) -> Iterator[Served]:
-    yield from serving(read_config({"models": [{"path": str(folder)}], "limits": {"tokens": 20}}), folder)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> PreTrainedModel:
-    return load_pruned(folder)
+def model(language: Served) -> PreTrainedModel:
+    return load_pruned(language.run)
 
 
 def complete(served: Served, **body: Any) -> requests.Response:
@@ -131,7 +110,7 @@ def test_stop_words_end_it(language: Served) -> None:
         ({"prompt": [31]}, 422, "below 31"),
         ({"prompt": [-1]}, 422, "prompt"),
         ({"prompt": PROMPT, "max_tokens": 0}, 422, "max_tokens"),
-        ({"prompt": PROMPT, "max_tokens": 21}, 422, "at most 20"),
+        ({"prompt": PROMPT, "max_tokens": 49}, 422, "at most 48"),
         ({"prompt": [1] * 5000}, 422, "together"),
         ({"prompt": PROMPT, "temperature": -1}, 422, "temperature"),
         ({"prompt": PROMPT, "n": 2}, 422, "n"),

@@ -22,7 +22,7 @@ MODELS = {"models": [{"path": "somewhere"}]}
         ({}, "models: is required"),
         ({"models": []}, "models: "),
         ({**MODELS, "modls": 1}, "modls: unknown key. Did you mean 'models'?"),
-        ({**MODELS, "limits": {"body": 1}}, "limits.body: unknown key. Did you mean 'body_mb'?"),
+        ({**MODELS, "limits": {"bodymb": 1}}, "limits.bodymb: unknown key. Did you mean 'body_mb'?"),
         ({"models": [{"pth": "x"}]}, "models.0.pth: unknown key. Did you mean 'path'?"),
         ({**MODELS, "port": 70000}, "port: must be less than or equal to 65535, got 70000"),
         ({**MODELS, "batch": {"size": 0}}, "batch.size: must be greater than or equal to 1, got 0"),

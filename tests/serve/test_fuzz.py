@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,8 @@ CHECKS = [
     negative_data_rejection,
     unsupported_method,
 ]
+EXAMPLES = int(os.environ.get("CASCADE_FUZZ_EXAMPLES", "30"))
+"""Of every path; more where somebody has the time."""
 PATHS = (
     "/v1/diagnose",
     "/v1/diagnose/batch",
@@ -52,12 +55,14 @@ def fuzz(operation: schemathesis.APIOperation, mode: GenerationMode, examples: i
     answered_as_described()
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_any_request_is_answered_as_described(served: Served, path: str) -> None:
-    operation = next(one for one in operations(served) if one.path == path)
-    fuzz(operation, GenerationMode.POSITIVE, 30)
+@pytest.mark.parametrize(
+    ("server", "path"), [*(("served", path) for path in PATHS), ("language", "/v1/completions")]
+)
+def test_any_request_is_answered_as_described(server: str, path: str, request: pytest.FixtureRequest) -> None:
+    operation = next(one for one in operations(request.getfixturevalue(server)) if one.path == path)
+    fuzz(operation, GenerationMode.POSITIVE, EXAMPLES)
     if operation.method == "post":
-        fuzz(operation, GenerationMode.NEGATIVE, 60)
+        fuzz(operation, GenerationMode.NEGATIVE, 2 * EXAMPLES)
 
 
 def test_every_path_is_tried(served: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +195,48 @@ def test_what_is_not_reached_is_told(browser: Browser, served: Served) -> None:
     browser.evaluate("document.getElementById('simulated').click()")
     browser.wait_for("!document.getElementById('error').hidden")
     assert "cannot be reached" in browser.text()
+
+
+def writing(browser: Browser, language: Served) -> None:
+    browser.open(f"{language.url}/")
+    browser.wait_for("!document.getElementById('write').hidden")
+    fill(browser, prompt="w3 w14 w15")
+
+
+def write(browser: Browser) -> None:
+    browser.evaluate("document.querySelector('#write button').click()")
+    browser.wait_for("!document.querySelector('#write button').disabled")
+
+
+def test_a_language_model_writes(browser: Browser, language: Served) -> None:
+    writing(browser, language)
+    write(browser)
+    told = browser.evaluate("document.querySelector('#texts .written').textContent")
+    assert told.startswith("w3 w14 w15 w")
+    assert "first token after" in browser.evaluate("document.querySelector('#texts .hint').textContent")
+    assert browser.evaluate("document.getElementById('write-error').hidden")
+    assert browser.log == []
+    shot(browser, "writing")
+
+
+@pytest.mark.parametrize("end", ["controller.close()", "controller.error(new Error('reset'))"])
+def test_a_text_that_breaks_off_says_so(browser: Browser, language: Served, end: str) -> None:
+    writing(browser, language)
+    piece = "data: " + json.dumps({"choices": [{"text": " w7", "finish_reason": None}]}) + "\n\n"
+    browser.evaluate(
+        f"""window.fetch = () => {{
+          let sent = false;
+          const pull = (controller) => {{
+            if (sent) {end};
+            else controller.enqueue(new TextEncoder().encode({json.dumps(piece)}));
+            sent = true;
+          }};
+          return Promise.resolve(new Response(new ReadableStream({{ pull }})));
+        }}"""
+    )
+    write(browser)
+    assert "broke off" in browser.evaluate("document.getElementById('write-error').textContent")
+    assert browser.evaluate("document.querySelector('#texts .written').textContent") == "w3 w14 w15 w7"
 
 
 def test_busy_is_told_with_when_to_come_back(browser: Browser, served: Served) -> None:
