@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,21 @@ def unseen_windows(count: int) -> np.ndarray:
 Answer = tuple[int, dict[str, Any]]
 
 
-async def ask(url: str, bodies: Sequence[bytes], concurrency: int) -> list[Answer]:
-    """Every body once, so many at a time; status 0 where the connection broke."""
+def _nothing(place: int) -> None:
+    pass
+
+
+async def ask(
+    url: str, bodies: Sequence[bytes], concurrency: int, asking: Callable[[int], None] = _nothing
+) -> list[Answer]:
+    """Every body once, so many at a time; status 0 where the connection broke. ``asking`` is told each beforehand."""
     answers: list[Answer] = [(0, {})] * len(bodies)
     waiting = iter(range(len(bodies)))
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def client() -> None:
             for place in waiting:
+                asking(place)
                 try:
                     async with session.post(
                         f"{url}/v1/diagnose", data=bodies[place], headers={"content-type": "application/json"}

@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 
 from serve.launch import Server
-from tests.ray.asking import Answer, ask, body, offline, probabilities, served, unseen_windows
+from tests.ray.asking import ask, body, offline, probabilities, served, unseen_windows
 
 pytestmark = pytest.mark.slow
 
@@ -24,21 +25,33 @@ def test_a_killed_replica_costs_only_what_it_held(finished: Path) -> None:
     windows = unseen_windows(1000)
     with Server.local(two) as server:
         bodies = [body(window) for window in windows]
+        victim = replica_process()
 
-        async def run() -> list[Answer]:
-            asked = asyncio.create_task(ask(server.url, bodies, concurrency))
-            await asyncio.sleep(1.0)
-            os.kill(replica_process(), signal.SIGKILL)
-            return await asked
+        def kill(place: int) -> None:
+            if place == len(bodies) // 3:
+                os.kill(victim, signal.SIGKILL)
 
-        answers = asyncio.run(run())
+        answers = asyncio.run(ask(server.url, bodies, concurrency, kill))
         expected = offline(finished / "model", windows)
         failed = [status for status, _ in answers if status != 200]
         right = [place for place, (status, _) in enumerate(answers) if status == 200]
-        assert 0 <= len(failed) <= concurrency
+        assert len(failed) <= concurrency
+        assert set(failed) <= {0, 500, 503}
+        assert all(status == 200 for status, _ in answers[-len(bodies) // 3 :])
         found = probabilities([answers[place] for place in right])
         assert torch.allclose(found, expected[right], atol=1e-5)
         assert replicas_alive(server.url) == 2
+        assert told(server.url, "cascade_replicas_lost_total", 1.0)
+
+
+def told(url: str, name: str, value: float, patience: float = 30.0) -> bool:
+    """Whether the metrics come to say so."""
+    deadline = time.monotonic() + patience
+    while f"{name} {value}" not in requests.get(f"{url}/metrics").text:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def replica_process() -> int:
