@@ -138,9 +138,9 @@ def _other_routes(app: FastAPI, service: Service) -> None:
 
     async def readyz() -> Response:
         """The models are loaded."""
-        return _json(
-            schemas.Status(status="ready" if service.ready else "loading"), 200 if service.ready else 503
-        )
+        if not service.ready:
+            raise Refused(503, "overloaded", "the models are being loaded", retry_after=1)
+        return _json(schemas.Status(status="ready"))
 
     async def metrics() -> Response:
         """Prometheus' text format, of all replicas together."""
@@ -208,8 +208,8 @@ def _counter(service: Service) -> Any:
     return told
 
 
-def _json(document: BaseModel, status: int = 200) -> Response:
-    return Response(document.model_dump_json(), status, media_type="application/json")
+def _json(document: BaseModel) -> Response:
+    return Response(document.model_dump_json(), media_type="application/json")
 
 
 async def _refused(request: Request, refusal: Refused) -> Response:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cascade_ops.errors import ConfigError
+from serve.errors import worded
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$"
 BASELINE = "dense"
@@ -216,12 +217,7 @@ def _located(error: ValidationError) -> str:
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"{where}: unknown key.{hint} Known: {', '.join(known)}." + more
-    what = (
-        first["msg"]
-        .removeprefix("Value error, ")
-        .replace("Input should", "must")
-        .replace("Field required", "is required")
-    )
+    what = worded(first["msg"].removeprefix("Value error, "))
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
     return f"{where}: {what}{got}{more}" if where else f"{what}{more}"
 

@@ -29,6 +29,11 @@ def too_large(message: str) -> Refused:
     return Refused(413, "too_large", message)
 
 
+def worded(message: str) -> str:
+    """Pydantic's words as ours."""
+    return message.replace("Input should", "must").replace("Field required", "is required")
+
+
 def internal() -> Refused:
     """A mistake of the server's own, which its log tells of."""
     return Refused(500, "internal", "something went wrong here; the server's log says what")

@@ -16,6 +16,7 @@ REFUSALS = {
     400: "not JSON, or not a form",
     401: "no token, or another",
     404: "no such model",
+    408: "the body did not come in time",
     413: "more than is taken",
     415: "another content type",
     422: "cannot be carried out as it was asked",

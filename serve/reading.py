@@ -16,7 +16,7 @@ from cascade_ops.data.readers.uploads import Limits, read_upload
 from cascade_ops.data.readers.user import RATE_TOLERANCE
 from cascade_ops.errors import DataError
 from serve import schemas
-from serve.errors import Refused, invalid, too_large
+from serve.errors import Refused, invalid, too_large, worded
 from serve.service import Sample, Service
 from serve.variants import Variant
 
@@ -170,5 +170,5 @@ def _finding(error: ValidationError) -> Refused:
         :LONGEST_PLACE
     ] or None  # an unknown key is the sender's own text
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    message = first["msg"].replace("Input should", "must").replace("Field required", "is required")
+    message = worded(first["msg"])
     return invalid(f"{place}: {message}{more}" if place else message + more, place)

@@ -192,7 +192,7 @@ class Status(_Answer):
 
 
 class ErrorBody(_Answer):
-    """``type``: invalid_request, unauthorized, not_found, too_large, overloaded or internal."""
+    """``type``: invalid_request, unauthorized, not_found, timeout, too_large, overloaded or internal."""
 
     type: str
     message: str

@@ -25,7 +25,7 @@ FAST = {
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
 }
 """For every process of Serve: models compute on a thread of their own here, so Serve's own loops need none, and
-replicas are called by gRPC. Measured in docs/serving.md."""
+replicas are called by gRPC."""
 
 
 def token_of(config: ServeConfig) -> str | None:
