@@ -116,7 +116,9 @@ def _completion_routes(app: FastAPI, service: Service) -> None:
             return _json(await writer.whole())
         return StreamingResponse(_events(writer), media_type="text/event-stream")
 
-    openapi.post(app, "/v1/completions", completions, schemas.CompletionRequest, schemas.Completion)
+    openapi.post(
+        app, "/v1/completions", completions, schemas.CompletionRequest, schemas.Completion, streams=True
+    )
 
 
 async def _events(writer: Writer) -> AsyncIterator[bytes]:

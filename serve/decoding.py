@@ -36,6 +36,7 @@ def sample(
         return int(logits.argmax())
     probabilities, order = (logits / temperature).softmax(-1).sort(descending=True)
     kept = probabilities.cumsum(-1) - probabilities < top_p
+    kept[0] = True  # a share may be too small for float32
     drawn = torch.multinomial(probabilities * kept, 1, generator=generator)
     return int(order[drawn])
 

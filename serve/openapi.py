@@ -22,6 +22,9 @@ REFUSALS = {
     422: "cannot be carried out as it was asked",
     503: "busy: try again after Retry-After seconds",
 }
+DATA = {"type": "string", "description": "a piece of the answer as JSON; in the end [DONE]"}
+EVENT = {"type": "object", "properties": {"data": DATA}, "required": ["data"]}
+EVENTS = {"content": {"text/event-stream": {"schema": EVENT}}}
 BODIES: tuple[type[BaseModel], ...] = (
     schemas.DiagnoseRequest,
     schemas.BatchRequest,
@@ -40,8 +43,10 @@ def post(
     answer: type[BaseModel],
     *,
     upload: type[BaseModel] | None = None,
+    streams: bool = False,
 ) -> None:
-    """A route that takes ``body`` as JSON, and where given a file with the fields of ``upload`` as a form."""
+    """A route that takes ``body`` as JSON, and where given a file with the fields of ``upload`` as a form; ``streams``
+    where it may answer with events, each of them an ``answer``."""
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": REF.format(model=body.__name__)}}}
     if upload is not None:
         content["multipart/form-data"] = {"schema": _form(upload)}
@@ -50,7 +55,7 @@ def post(
         handler,
         methods=["POST"],
         response_model=None,
-        responses={200: {"model": answer}, **_refusals(REFUSALS)},
+        responses={200: {"model": answer, **(EVENTS if streams else {})}, **_refusals(REFUSALS)},
         openapi_extra={"requestBody": {"required": True, "content": content}},
     )
 

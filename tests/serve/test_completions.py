@@ -140,7 +140,8 @@ def test_sampling_keeps_to_its_share() -> None:
     assert set(drawn) == {0, 1}
     assert drawn.count(0) / 500 == pytest.approx(0.625, abs=0.07)
     assert sample(logits, 0, 1.0, generator) == 0
-    assert {sample(logits, 1.0, 1e-6, generator) for _ in range(20)} == {0}
+    for share in (1e-6, 1e-300):
+        assert {sample(logits, 1.0, share, generator) for _ in range(20)} == {0}
 
 
 class Pieces:
