@@ -16,9 +16,8 @@ from cascade_ops.errors import CascadeError
 from serve.api import application
 from serve.config import read_config
 from serve.engines import Loaded
-from serve.gate import Gate
 from serve.metrics import Ledger
-from serve.service import Computed, Item, Service
+from serve.service import Service
 from serve.settings import token_of
 
 LOG = logging.getLogger("cascade.serve")
@@ -36,9 +35,6 @@ class Replica(Service):
         sys.setswitchinterval(SWITCH_S)
         context = serve.get_replica_context()
         super().__init__(config, replica=context.replica_id.unique_id)
-        self._gate = Gate(config.batch.size)
-        self._batched.set_max_batch_size(config.batch.size)  # type: ignore[attr-defined]  # from its decorator
-        self._batched.set_batch_wait_timeout_s(config.batch.wait_ms / 1e3)  # type: ignore[attr-defined]
 
         async def load(name: str) -> Loaded:
             return await self.fetch(name)
@@ -55,21 +51,8 @@ class Replica(Service):
         self._reporting = asyncio.get_running_loop().create_task(self._report())
         return application(self, token=self._token)
 
-    @property
-    def waiting(self) -> int:
-        return self._gate.waiting
-
     async def engine(self, name: str) -> Loaded:
         return await self._multiplexed(name)  # type: ignore[no-any-return]
-
-    async def infer(self, item: Item) -> Computed:
-        async with self._gate:
-            return await self._batched(item)
-
-    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0)
-    async def _batched(self, items: list[Item]) -> list[Computed]:
-        self._gate.close()
-        return await self.compute(items)
 
     async def metrics(self) -> bytes:
         """Of all replicas: this one's as they are now, the others' a second old at most."""

@@ -27,6 +27,7 @@ from serve.config import ServeConfig
 from serve.engines import Loaded
 from serve.errors import Refused, invalid, too_large
 from serve.metrics import Ledger, Meter, Snapshot
+from serve.together import Together
 from serve.variants import Variant, variants_of
 
 T = TypeVar("T")
@@ -48,9 +49,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """What the model is asked: windows for one variant, asked at ``since`` (seconds, monotonic)."""
+    """What a model is asked: windows, asked at ``since`` (seconds, monotonic)."""
 
-    name: str
+    loaded: Loaded
     windows: Float[Tensor, "windows samples"]
     since: float
 
@@ -96,6 +97,9 @@ class Service:
             1, "model", initializer=torch.set_num_threads, initargs=(config.threads,)
         )
         self._preparing = ThreadPoolExecutor(1, "prepare")
+        self._together = Together[Item, Computed](
+            self._model_thread, config.batch.size, lambda item: item.loaded.variant.name, self._compute
+        )
 
     async def start(self) -> None:
         """Load what fits, the default first; then be ready."""
@@ -130,7 +134,7 @@ class Service:
     @property
     def waiting(self) -> int:
         """Requests that wait for the model."""
-        return 0
+        return self._together.waiting
 
     async def engine(self, name: str) -> Loaded:
         """The model, loaded if need be."""
@@ -146,30 +150,17 @@ class Service:
         return loaded
 
     async def infer(self, item: Item) -> Computed:
-        """Alone, without a batch."""
-        (computed,) = await self.compute([item])
-        return computed
+        """Together with whoever else asks this model."""
+        return await self._together.ask(item)
 
-    async def compute(self, items: Sequence[Item]) -> list[Computed]:
-        """All of ``items``, those of one variant together; answers in order."""
-        answers: dict[int, Computed] = {}
-        for name in dict.fromkeys(item.name for item in items):
-            places = [place for place, item in enumerate(items) if item.name == name]
-            found = await self._compute_one(name, [items[place] for place in places])
-            answers |= zip(places, found, strict=True)
-        return [answers[place] for place in range(len(items))]
-
-    async def _compute_one(self, name: str, items: Sequence[Item]) -> list[Computed]:
-        loaded = await self.engine(name)
+    def _compute(self, items: Sequence[Item]) -> list[Computed]:
+        """All of ``items``, which are one model's, on its thread."""
+        loaded = items[0].loaded
+        self.meter.batch.labels(loaded.variant.name).observe(len(items))
+        began = time.perf_counter()
         windows = torch.cat([item.windows for item in items])
-        self.meter.batch.labels(name).observe(len(items))
-
-        def run() -> tuple[Tensor, float, float]:
-            began = time.perf_counter()
-            logits = engines.answer(loaded.engine, windows, bitwise=self.config.bitwise)
-            return logits, began, time.perf_counter()
-
-        logits, began, ended = await self.on_model_thread(run)
+        logits = engines.answer(loaded.engine, windows, bitwise=self.config.bitwise)
+        ended = time.perf_counter()
         sizes = [len(item.windows) for item in items]
         return [
             Computed(logits=piece, waited=began - item.since, took=ended - began, batch=len(items))
@@ -204,8 +195,8 @@ class Service:
                 f"expected at most {MOST_WINDOWS} windows in all, found {sum(sizes)}. Send fewer recordings."
             )
         asked = time.perf_counter()
-        item = Item(name=variant.name, windows=torch.cat([one.cut.windows for one in ready]), since=asked)
-        found = await self.infer(item)
+        windows = torch.cat([one.cut.windows for one in ready])
+        found = await self.infer(Item(loaded=await self.engine(variant.name), windows=windows, since=asked))
         latency = schemas.LatencyMs(
             prepare=_ms(asked - began),
             queue=_ms(found.waited),
