@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import random
 import socket
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from types import TracebackType
 
 from cascade_ops.errors import CascadeError, UsageError
@@ -18,6 +20,9 @@ from serve.settings import switch, token_of
 LOG = logging.getLogger("cascade.serve")
 APP = "cascade"
 PATIENCE_S = 600.0
+QUIET_PORTS = range(20_000, 32_768)
+"""Between Ray's workers' and those of outgoing connections."""
+ATTEMPTS = 16
 
 
 class Server:
@@ -158,7 +163,14 @@ def status_of(host: str, port: int, path: str) -> int | None:
 
 
 def free_port(host: str, port: int) -> int:
-    """``port``, or any free one for 0. Raises UsageError where it is taken or the host is not this machine's."""
+    """``port``, or any free one for 0. Raises UsageError where it is taken or the host is not this machine's.
+
+    Any: below those that systems give to outgoing connections, one of which could take it before the server does.
+    """
+    if not port:
+        for choice in random.SystemRandom().sample(QUIET_PORTS, ATTEMPTS):
+            with suppress(UsageError):
+                return free_port(host, choice)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -17,12 +17,14 @@ from serve.api import application
 from serve.config import read_config
 from serve.engines import Loaded
 from serve.metrics import Ledger
-from serve.service import Service
+from serve.service import Computed, Item, Service
 from serve.settings import token_of
 
 LOG = logging.getLogger("cascade.serve")
 REPORT_EVERY_S, FAREWELL_S = 1.0, 2.0
 NAMESPACE = "serve"
+BATCHES = 64
+"""Of Serve's at a time: they wait for the model, which takes several of them together (``serve.together``)."""
 SWITCH_S = 5e-4
 """The model's thread asks for Python's lock after every operator; 5 ms, the default, is what a whole batch takes."""
 
@@ -41,6 +43,8 @@ class Replica(Service):
 
         # Serve keeps the latest in memory, tells its router, and sends requests that name a model there
         self._multiplexed = serve.multiplexed(max_num_models_per_replica=config.loaded)(load)
+        self._batched.set_max_batch_size(config.batch.size)  # type: ignore[attr-defined]  # from its decorator
+        self._batched.set_batch_wait_timeout_s(config.batch.wait_ms / 1e3)  # type: ignore[attr-defined]
         self._ledger = ledger_of(context.app_name)
         self._token = token_of(config)
         self._reporting: asyncio.Task[None] | None = None
@@ -53,6 +57,17 @@ class Replica(Service):
 
     async def engine(self, name: str) -> Loaded:
         return await self._multiplexed(name)  # type: ignore[no-any-return]
+
+    async def infer(self, item: Item) -> Computed:
+        computed: asyncio.Task[Computed] = await self._batched(item)
+        return computed.result()
+
+    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0, max_concurrent_batches=BATCHES)
+    async def _batched(self, items: list[Item]) -> list[asyncio.Task[Computed]]:
+        """Tasks that are done, so that what fails for one model does not fail for another."""
+        tasks = [asyncio.create_task(Service.infer(self, item)) for item in items]
+        await asyncio.wait(tasks)
+        return tasks
 
     async def metrics(self) -> bytes:
         """Of all replicas: this one's as they are now, the others' a second old at most."""

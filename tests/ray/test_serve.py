@@ -54,16 +54,19 @@ def test_too_much_is_refused_and_it_recovers(server: Server, windows: np.ndarray
     assert statuses[503] > 0
     refused = next(found for status, found in answers if status == 503)
     assert refused["error"]["type"] == "overloaded"
+    assert 'status="503"' in asyncio.run(metrics(server.url))
     again = asyncio.run(ask(server.url, bodies[:64], 8))
     assert Counter(status for status, _ in again) == {200: 64}
 
 
-def test_counts_are_told(server: Server) -> None:
-    async def read() -> str:
-        async with aiohttp.ClientSession() as session, session.get(f"{server.url}/metrics") as response:
-            return await response.text()
+async def metrics(url: str) -> str:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
+        return await response.text()
 
-    text = asyncio.run(read())
+
+def test_counts_are_told(server: Server, windows: np.ndarray) -> None:
+    asyncio.run(ask(server.url, [body(window) for window in windows[:8]], 4))
+    text = asyncio.run(metrics(server.url))
     for name in (
         "requests_total",
         "request_seconds_bucket",
@@ -72,5 +75,4 @@ def test_counts_are_told(server: Server) -> None:
         "resident_bytes",
     ):
         assert f"cascade_{name}{{" in text
-    assert 'status="503"' in text
     assert "cascade_replicas 1.0" in text
