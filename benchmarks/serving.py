@@ -13,7 +13,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,12 +24,14 @@ import psutil
 import torch
 from page import rewrite, table
 from serving_client import (
+    WINDOWS,
     Asked,
     body,
     closed,
     connect,
     one,
     opened,
+    real_windows,
     replicas,
     serving,
     upload,
@@ -41,20 +42,6 @@ from cascade_ops.checkpoint import load_pruned
 from cascade_ops.evaluation import predict
 from cascade_ops.loadtest.records import Request
 from serve.bench.generator import Sent
-
-WINDOWS = 1000
-
-
-def real_windows(run: Path) -> tuple[np.ndarray, str]:
-    """Of the run's own recordings: those it was tested on first."""
-    from workflows.prepare import prepare_data
-    from workflows.rundir import RunDir
-
-    prepared = prepare_data(RunDir(path=run).config())
-    found = torch.cat([prepared.data.test["signal"], prepared.data.validation["signal"]]).numpy()
-    if len(found) < WINDOWS:
-        sys.exit(f"{run}: its data hold {len(found)} windows for testing, {WINDOWS} are needed")
-    return found[:WINDOWS], str(prepared.description["title"])
 
 
 def per(found: Sequence[Asked], share: float) -> float:

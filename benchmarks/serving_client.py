@@ -18,9 +18,11 @@ from typing import Any
 import aiohttp
 import numpy as np
 import psutil
+import torch
 
 from serve.bench.generator import Bounds, Sent, Shot, open_loop
 
+WINDOWS = 1000
 HEADERS = {"content-type": "application/json"}
 
 
@@ -38,6 +40,18 @@ class Asked:
     @property
     def ms(self) -> float:
         return 1e3 * (self.ended - self.began)
+
+
+def real_windows(run: Path) -> tuple[np.ndarray, str]:
+    """Of the run's own recordings: those it was tested on first."""
+    from workflows.prepare import prepare_data
+    from workflows.rundir import RunDir
+
+    prepared = prepare_data(RunDir(path=run).config())
+    found = torch.cat([prepared.data.test["signal"], prepared.data.validation["signal"]]).numpy()
+    if len(found) < WINDOWS:
+        sys.exit(f"{run}: its data hold {len(found)} windows for testing, {WINDOWS} are needed")
+    return found[:WINDOWS], str(prepared.description["title"])
 
 
 @contextmanager
