@@ -103,7 +103,7 @@ HEADER = (
     "of that the model's own: dense",
     "compressed",
     "reduction",
-    "Δ probability to PyTorch",
+    "total variation from PyTorch",
 )
 
 
