@@ -13,6 +13,7 @@ from ray.cluster_utils import Cluster
 
 from cascade_ops.scoring import Scores
 from tests.factories import gpt2
+from workflows.scoring import driver
 from workflows.scoring.driver import Request, Snapshot, score_here
 from workflows.scoring.sharded import score_sharded
 from workflows.scoring.sizing import GIB, Wish
@@ -49,6 +50,12 @@ def cluster() -> Iterator[Cluster]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every step: on a busy machine the sweep could otherwise be all but over when the strike falls."""
+    monkeypatch.setattr(driver, "LOOK_EVERY", 0.0)
 
 
 @pytest.fixture
