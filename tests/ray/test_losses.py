@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from cascade_ops.scoring import Scores
 from tests.factories import gpt2
+from tests.ray.nodes import nodes_of_one_core
 from workflows.scoring import driver
 from workflows.scoring.driver import Request, Snapshot, score_here
 from workflows.scoring.sharded import score_sharded
-from workflows.scoring.sizing import GIB, Wish
+from workflows.scoring.sizing import Wish
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,28 +28,12 @@ WIDTH, TOKENS, SAMPLES = 64, 32, 16
 MICROS = 8
 SHARDS = 3
 ITEMS = MICROS * (2 * SHARDS - 1) + SHARDS
-FAST = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 500,
-    "health_check_failure_threshold": 2,
-}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head that takes no workers, and three nodes of one core."""
-    store = 80 * 2**20
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": store, "_system_config": FAST},
-    )
-    for _ in range(3):
-        cluster.add_node(num_cpus=1, memory=2 * GIB, object_store_memory=store)
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with nodes_of_one_core(3) as cluster:
+        yield cluster
 
 
 @pytest.fixture(autouse=True)

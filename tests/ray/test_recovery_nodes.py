@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from ray.cluster_utils import Cluster
 
@@ -15,34 +14,17 @@ from cascade_ops.recovery import recover
 from cascade_ops.schedule import Recovery
 from tests.factories import batch_for, llama_like
 from tests.ray.conftest import living
+from tests.ray.nodes import nodes_of_one_core
 from workflows.config import RecoveringConfig
 from workflows.recovery.trainer import cluster_recoverer
-from workflows.scoring.sizing import GIB
 
 pytestmark = pytest.mark.slow
-
-FAST = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 500,
-    "health_check_failure_threshold": 2,
-}
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head that takes no workers, and two nodes with room for one each."""
-    store = 80 * 2**20
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": store, "_system_config": FAST},
-    )
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, memory=2 * GIB, object_store_memory=store)
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with nodes_of_one_core(2) as cluster:
+        yield cluster
 
 
 def test_a_fit_that_loses_a_node_ends_with_the_same_weights(cluster: Cluster, tmp_path: Path) -> None:
