@@ -7,6 +7,7 @@ import gc
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -26,6 +27,8 @@ SHARES = (0.5, 0.8, 1.2)
 """Default rates, as shares of each variant's capacity."""
 ALIKE = 1.15
 """Default rates closer than this factor are one."""
+NOT_UNDERSTOOD = (400, 413, 415, 422)
+MOST_WORDS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,7 @@ async def _measure(
         models = await models_of(session, url)
         workload = workload_for(models, given)
         runner = _Runner(session, url, plan, models, workload, meter, progress)
+        await runner.understood()
         before = await scrape(session, url)
         segments = await runner.run("closed", plan.concurrency)
         closed = loads_of(segments, plan.objective_ms)
@@ -118,8 +122,20 @@ class _Runner:
     ) -> None:
         self._session, self._url, self._plan = session, url, plan
         self._meter, self._progress = meter, progress
-        self._post = poster(session, url + route(models[0].task))
+        self._address = url + route(models[0].task)
+        self._post = poster(session, self._address)
         self._bodies = {model.name: bodies(workload, model.name, plan.detail) for model in models}
+
+    async def understood(self) -> None:
+        """Raises CascadeError with the server's own words where a model refuses what it would be sent."""
+        for name, (body, *_) in self._bodies.items():
+            with suppress(aiohttp.ClientError):  # the load will count it
+                async with self._session.post(self._address, data=body, allow_redirects=False) as answer:
+                    words = (await answer.text(errors="replace"))[:MOST_WORDS]
+                if answer.status in NOT_UNDERSTOOD:
+                    raise CascadeError(
+                        f"{self._url}: {name} refuses what it would be sent ({answer.status}): {words}"
+                    )
 
     async def run(self, mode: Mode, levels: Sequence[float]) -> list[Segment]:
         """Levels within rounds, and variants within levels, in an order that alternates."""

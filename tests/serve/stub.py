@@ -25,6 +25,7 @@ class Stub:
     refuse_every: int = 0
     drop_every: int = 0
     token: str | None = None
+    fault: str | None = None
     models: tuple[str, ...] = ("dense", "small")
     seen: Counter[str] = field(default_factory=Counter)
     most_outstanding: int = 0
@@ -35,6 +36,8 @@ class Stub:
     async def diagnose(self, request: web.Request) -> web.StreamResponse:
         asked = json.loads(await request.read())
         self.seen[asked["model"]] += 1
+        if self.fault:
+            return web.json_response({"error": {"message": self.fault}}, status=422)
         number = sum(self.seen.values())
         self._first = self._first or time.monotonic()
         self._outstanding += 1

@@ -155,7 +155,9 @@ def test_variants_take_turns_and_the_faster_one_is() -> None:
     with serving(Stub(service_s={"dense": 0.02, "small": 0.005})) as stub:
         loaded = measure_online(stub.url, PLAN)
         order = list(dict.fromkeys((one.mode, one.round, one.level, one.variant) for one in loaded.requests))
-        assert len(loaded.requests) == sum(stub.seen.values())
+        assert len(loaded.requests) == stub.seen.total() - len(stub.models), (
+            "each is first asked whether it understands"
+        )
     firsts = [name for (mode, _, _, name) in order if mode == "closed"][::2]
     assert firsts == ["dense", "small", "small", "dense"]
     assert {mode for mode, *_ in order} == {"closed", "open"}
@@ -197,7 +199,9 @@ def test_a_whole_benchmark_is_saved_and_read_again(tmp_path: Path) -> None:
         saved.save(found, requests, "<p>page</p>", tmp_path / "bench")
         assert saved.load(tmp_path / "bench") == found
         table = pq.read_table(tmp_path / "bench" / "requests.parquet")
-        assert table.num_rows == sum(stub.seen.values())
+        assert table.num_rows == stub.seen.total() - len(stub.models), (
+            "each is first asked whether it understands"
+        )
     assert set(table.column("variant").to_pylist()) == {"dense", "small"}
     assert {one.figure for one in found.ratios} >= {"p50_ms", "throughput", "capacity"}
     assert len(figures_of(found)[0].rounds) == 2
@@ -231,6 +235,15 @@ def test_nobody_there_and_nothing_answered_are_told() -> None:
         pytest.raises(CascadeError, match="answered no request with 200; found 503"),
     ):
         measure_online(stub.url, plan)
+
+
+def test_a_server_that_does_not_understand_is_quoted() -> None:
+    with (
+        serving(Stub(fault="no tokenizer")) as stub,
+        pytest.raises(CascadeError, match=r"refuses what it would be sent \(422\): .*no tokenizer"),
+    ):
+        measure_online(stub.url, PLAN)
+    assert stub.seen.total() == 1
 
 
 @pytest.mark.parametrize(
