@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cascade_ops.errors import UnsupportedFamilyError
-from cascade_ops.families import FAMILIES, FamilySpec, Projection
+from cascade_ops.families import FAMILIES, FamilySpec, PerHead, Projection
 from cascade_ops.granularity import Granularity
 from cascade_ops.layer import LayerAnatomy
 from cascade_ops.linear import bias_of, in_features, linear, out_features
@@ -30,6 +30,7 @@ class ModelAnatomy:
         layers: its blocks.
         params_other: parameters outside the blocks (embeddings, final norm, head), ties counted once.
         gated: the feed-forward network multiplies a gate and an up projection.
+        refused: granularities that the family does not let be cut, each with the reason.
     """
 
     family: str
@@ -38,6 +39,7 @@ class ModelAnatomy:
     layers: tuple[LayerAnatomy, ...]
     params_other: int
     gated: bool
+    refused: tuple[tuple[Granularity, str], ...] = ()
 
     def units(self, granularity: Granularity) -> tuple[int, ...]:
         """How many units there are: one number per layer, for LAYER a single number."""
@@ -65,8 +67,13 @@ class ModelAnatomy:
         return self.after(plan).backbone_params
 
     def after(self, plan: PruningPlan) -> ModelAnatomy:
-        """The anatomy that ``plan`` leaves. Raises PlanError."""
+        """The anatomy that ``plan`` leaves. Raises PlanError, UnsupportedFamilyError."""
         plan.validate(self)
+        for granularity, reason in self.refused:
+            if granularity is plan.granularity:
+                raise UnsupportedFamilyError(
+                    f"{self.family}: {granularity} pruning is not possible: {reason}"
+                )
         if plan.granularity is Granularity.LAYER:
             return replace(self, layers=tuple(self.layers[i] for i in plan.keep[0]))
         rows = zip(self.layers, plan.keep, strict=True)
@@ -141,6 +148,7 @@ def anatomy_of(model: nn.Module | PreTrainedConfig) -> ModelAnatomy:
         layers=layers,
         params_other=total - backbone,
         gated=spec.gated,
+        refused=spec.refused(base.config),
     )
 
 
@@ -160,8 +168,11 @@ def layer_anatomy(
         kv_rows = sum(out_features(linear(block, p.path)) for p in spec.attention_inputs) - q_rows
         kv_heads = kv_rows // (2 * head_dim)
         heads_per_kv = (heads // kv_heads,) * kv_heads
-    params_head = head_dim * (rows["q"] + out_features(output))
-    params_kv = head_dim * (rows["k"] + rows["v"])
+    beside = dict.fromkeys(("q", "k", "v"), 0)
+    for one in spec.per_head:
+        beside[one.part] += head_params(block, one, heads if one.part == "q" else len(heads_per_kv))
+    params_head = head_dim * (rows["q"] + out_features(output)) + beside["q"]
+    params_kv = head_dim * (rows["k"] + rows["v"]) + beside["k"] + beside["v"]
     params_channel = rows["up"] + rows.get("gate", 0) + out_features(down)
     units = heads * params_head + len(heads_per_kv) * params_kv + channels * params_channel
     return LayerAnatomy(
@@ -174,6 +185,24 @@ def layer_anatomy(
         params_kv=params_kv,
         params_channel=params_channel,
     )
+
+
+def head_params(block: nn.Module, declared: PerHead, heads: int) -> int:
+    """Parameters that each head has at this place; 0 where the config has none."""
+    held = found(block, declared.path)
+    if held is None:
+        return 0
+    tensors = held.parameters() if isinstance(held, nn.Module) else [held]
+    return sum(tensor.numel() for tensor in tensors) // heads
+
+
+def found(block: nn.Module, path: str) -> nn.Module | nn.Parameter | None:
+    """What a dotted path leads to, None where it leads nowhere."""
+    held: Any = block
+    for name in path.split("."):
+        held = getattr(held, name, None)
+    assert held is None or isinstance(held, nn.Module | nn.Parameter)
+    return held
 
 
 def _row_params(block: nn.Module, projection: Projection) -> int:

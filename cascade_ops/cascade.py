@@ -15,7 +15,7 @@ from cascade_ops.batches import sequential
 from cascade_ops.compensation import compensate
 from cascade_ops.criteria import CRITERIA
 from cascade_ops.distillation import TeacherCache
-from cascade_ops.errors import ConfigError, PlanError, UsageError
+from cascade_ops.errors import ConfigError, PlanError, UnsupportedFamilyError, UsageError
 from cascade_ops.evaluation import evaluate
 from cascade_ops.granularity import Granularity
 from cascade_ops.plan import PruningPlan
@@ -59,7 +59,7 @@ def _worthwhile(stages: tuple[Stage, ...], anatomy: ModelAnatomy, target: float)
     for stage in stages:
         try:
             after = left.after(plan_stage(stage, _all_alike(stage, left), left, anatomy))
-        except PlanError:
+        except (PlanError, UnsupportedFamilyError):
             continue
         if after.backbone_params > anatomy.backbone_params / target:
             chosen.append(stage)

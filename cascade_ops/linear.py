@@ -42,9 +42,11 @@ def bias_of(module: Linear) -> Float[Tensor, " out"] | None:
 def keep_rows(module: Linear, rows: Int[Tensor, " kept"]) -> None:
     """Keep these outputs of the module, in place."""
     axis = 1 if isinstance(module, Conv1D) else 0
-    _replace(module, "weight", module.weight.detach().index_select(axis, rows.to(module.weight.device)))
+    replace_parameter(
+        module, "weight", module.weight.detach().index_select(axis, rows.to(module.weight.device))
+    )
     if module.bias is not None:
-        _replace(module, "bias", module.bias.detach().index_select(0, rows.to(module.bias.device)))
+        replace_parameter(module, "bias", module.bias.detach().index_select(0, rows.to(module.bias.device)))
     if isinstance(module, Conv1D):
         module.nf = len(rows)
     else:
@@ -54,13 +56,16 @@ def keep_rows(module: Linear, rows: Int[Tensor, " kept"]) -> None:
 def keep_columns(module: Linear, columns: Int[Tensor, " kept"]) -> None:
     """Keep these inputs of the module, in place."""
     axis = 0 if isinstance(module, Conv1D) else 1
-    _replace(module, "weight", module.weight.detach().index_select(axis, columns.to(module.weight.device)))
+    replace_parameter(
+        module, "weight", module.weight.detach().index_select(axis, columns.to(module.weight.device))
+    )
     if isinstance(module, Conv1D):
         module.nx = len(columns)
     else:
         module.in_features = len(columns)
 
 
-def _replace(module: nn.Module, name: str, value: Tensor) -> None:
+def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put another tensor in a parameter's place."""
     old = getattr(module, name)
     setattr(module, name, nn.Parameter(value.contiguous(), requires_grad=old.requires_grad))

@@ -25,15 +25,19 @@ from cascade_ops.anatomy import (
     base_of,
     blocks_of,
     family_of,
+    found,
     layer_anatomy,
 )
 from cascade_ops.attention import RAGGED
 from cascade_ops.errors import CheckpointError, UnsupportedFamilyError
-from cascade_ops.families import FamilySpec, Projection
+from cascade_ops.families import FamilySpec, PerHead, Projection
 from cascade_ops.granularity import Granularity
 from cascade_ops.layer import LayerAnatomy
-from cascade_ops.linear import keep_columns, keep_rows, linear
+from cascade_ops.linear import keep_columns, keep_rows, linear, replace_parameter
 from cascade_ops.plan import PruningPlan
+
+_BEFORE = "attention_before_ragged"
+"""Where a model remembers its attention implementation while it has another."""
 
 
 def prune(model: nn.Module, plan: PruningPlan) -> ModelAnatomy:
@@ -50,7 +54,6 @@ def prune(model: nn.Module, plan: PruningPlan) -> ModelAnatomy:
     after = before.after(plan)
     base = base_of(model)
     spec = family_of(base.config)
-    check_supported(spec, plan.granularity)
     if plan.granularity is Granularity.LAYER:
         _keep_blocks(base, spec, plan.keep[0])
     else:
@@ -63,13 +66,6 @@ def prune(model: nn.Module, plan: PruningPlan) -> ModelAnatomy:
                 )
     _settle(base, spec, after)
     return after
-
-
-def check_supported(spec: FamilySpec, granularity: Granularity) -> None:
-    """Raises UnsupportedFamilyError where the family forbids the granularity."""
-    for refused, reason in spec.unsupported:
-        if refused is granularity:
-            raise UnsupportedFamilyError(f"{spec.name}: {granularity} pruning is not possible: {reason}")
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -168,6 +164,8 @@ def _keep_blocks(base: PreTrainedModel, spec: FamilySpec, kept: tuple[int, ...])
         values = getattr(base.config, field, None)
         if values is not None:
             setattr(base.config, field, [values[i] for i in kept])
+    for field, value in spec.derived_config:
+        setattr(base.config, field, value(base.config))
     base.config.num_hidden_layers = len(kept)
 
 
@@ -178,6 +176,17 @@ def _keep_heads(spec: FamilySpec, block: nn.Module, layer: LayerAnatomy, heads: 
         keep_rows(linear(block, projection.path), _rows(projection, layer, kept))
     columns = torch.arange(layer.heads * layer.head_dim).view(layer.heads, layer.head_dim)
     keep_columns(linear(block, spec.attention_output), columns[list(heads)].flatten())
+    for one in spec.per_head:
+        _keep_per_head(block, one, kept[one.part])
+
+
+def _keep_per_head(block: nn.Module, declared: PerHead, kept: tuple[int, ...]) -> None:
+    held = found(block, declared.path)
+    parent, _, name = declared.path.rpartition(".")
+    if isinstance(held, nn.ModuleList):
+        setattr(block.get_submodule(parent), name, nn.ModuleList(held[i] for i in kept))
+    elif isinstance(held, nn.Parameter):
+        replace_parameter(block.get_submodule(parent), name, held.detach()[list(kept)])
 
 
 def _keep_channels(
@@ -223,18 +232,27 @@ def _row_order(projection: Projection, layer: LayerAnatomy) -> Iterator[tuple[st
             yield part, unit
 
 
+def _choose_attention(base: PreTrainedModel, ragged: bool) -> None:
+    """Ragged attention while there are unequal KV groups; what the model had before once there are none."""
+    now = base.config._attn_implementation
+    if ragged and now != RAGGED:
+        setattr(base, _BEFORE, now)
+        base.set_attn_implementation(RAGGED)
+    elif not ragged and now == RAGGED:
+        base.set_attn_implementation(getattr(base, _BEFORE, "sdpa"))
+
+
 def _settle(base: PreTrainedModel, spec: FamilySpec, anatomy: ModelAnatomy) -> None:
     """Bring everything beside the weights in line with the new shapes: attributes, numbering, config."""
     for index, (block, layer) in enumerate(zip(blocks_of(base), anatomy.layers, strict=True)):
         for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                setattr(module, "layer_idx", index)  # noqa: B010
+            if hasattr(module, spec.layer_index):
+                setattr(module, spec.layer_index, index)
         for attribute in spec.attributes:
             setattr(block.get_submodule(attribute.path), attribute.name, attribute.value(base.config, layer))
         owner = list(layer.kv_owner) if layer.ragged else None
         setattr(block.get_submodule(spec.attention), "kv_owner", owner)  # noqa: B010
-    if any(layer.ragged for layer in anatomy.layers):
-        base.set_attn_implementation(RAGGED)
+    _choose_attention(base, any(layer.ragged for layer in anatomy.layers))
     record = [
         {"source": layer.source, "heads_per_kv": list(layer.heads_per_kv), "channels": layer.channels}
         for layer in anatomy.layers

@@ -101,7 +101,7 @@ def _backbone_inputs(model: nn.Module, batch: Batch, hidden: Tensor | None) -> d
     """What the backbone alone takes. Above the first shard only the shape of its input counts."""
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "signal")}
     front_end = getattr(model, "front_end", None)
-    if hidden is not None:
+    if hidden is not None and base_of(model).main_input_name == "input_ids":
         inputs.pop("input_ids", None)
         embedding: Any = base_of(model).get_input_embeddings()
         width = embedding.weight.shape[1]  # OPT may project it to the hidden size

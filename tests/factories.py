@@ -6,6 +6,7 @@ zero biases). The same arguments give the same bits.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +43,16 @@ LLAMA_GROUP = {"arcee": "Arcee", "llama": "Llama", "mistral": "Mistral", "qwen2"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One architecture: how it is built and what it is."""
+    """One architecture: how it is built, what it is, and what may not be cut of it."""
 
     model_type: str
     build: Callable[..., PreTrainedModel]
     generates: bool = True
+    refused: tuple[Granularity, ...] = ()
+
+    @property
+    def cuts(self) -> tuple[Granularity, ...]:
+        return tuple(granularity for granularity in Granularity if granularity not in self.refused)
 
 
 def perturbed(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -159,6 +165,32 @@ def bert(*, seed: int = 0, head: str = "BertForMaskedLM", **config: Any) -> PreT
     return _model(head, transformers.BertConfig(**settings | config), seed)
 
 
+def tiny(class_name: str, *, seed: int = 0, layers: int = LAYERS, **config: Any) -> PreTrainedModel:
+    """Any transformers model: hidden size 16, four heads, 20 channels, by the names its config has. Settings that
+    are lists with an entry for each of three layers go on from the start in further ones."""
+    config_class = getattr(transformers, class_name).config_class
+    known = {
+        **dict.fromkeys(("hidden_size", "n_embd", "dim"), 16),
+        **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), layers),
+        **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+        **dict.fromkeys(("intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size"), 20),
+        **dict.fromkeys(("max_position_embeddings", "n_positions"), 32),
+        "vocab_size": VOCABULARY,
+        "head_dim": HEAD_DIM,
+        "bos_token_id": 0,
+        "eos_token_id": None,
+        "pad_token_id": 1,
+    }
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    aliases = set(config_class.attribute_map)
+    settings = {name: value for name, value in known.items() if name in fields - aliases}
+    for name, value in config.items():
+        if isinstance(value, list):
+            config[name] = [value[index % LAYERS] for index in range(layers)]
+    drops = {name: 0.0 for name in fields if name.endswith(("dropout", "_pdrop", "dropout_prob"))}
+    return _model(class_name, config_class(**drops | settings | config), seed)
+
+
 def classifier(
     backbone: Callable[..., PreTrainedModel], *, seed: int = 0, front_end: str = "patch", **config: Any
 ) -> SignalClassifier:
@@ -179,6 +211,81 @@ def classifier(
         model = SignalClassifier(outer)
     perturbed(model, seed)
     return model
+
+
+ATTENTION = (Granularity.HEAD, Granularity.KV_GROUP)
+FALCON: dict[str, Any] = {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": 4}
+HALF_ROTARY = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+NEO = [[["local"], 1], [["global"], 1], [["local"], 1]]
+GEMMA = ["sliding_attention", "full_attention", "sliding_attention"]
+
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma": ("GemmaForCausalLM", {"num_key_value_heads": 1}),
+    "gemma2": ("Gemma2ForCausalLM", {"num_key_value_heads": 2, "sliding_window": 4}),
+    "gemma3_text": (
+        "Gemma3ForCausalLM",
+        {"num_key_value_heads": 2, "sliding_window": 4, "layer_types": GEMMA},
+    ),
+    "granite": ("GraniteForCausalLM", {"num_key_value_heads": 2, "residual_multiplier": 0.5}),
+    "olmo": ("OlmoForCausalLM", {"clip_qkv": 0.5}),
+    "olmo2": ("Olmo2ForCausalLM", {}),
+    "olmo3": ("Olmo3ForCausalLM", {"num_key_value_heads": 2, "sliding_window": 4}),
+    "smollm3": ("SmolLM3ForCausalLM", {"num_key_value_heads": 2, "no_rope_layers": [1, 0, 1]}),
+    "cohere": ("CohereForCausalLM", {"num_key_value_heads": 2}),
+    "cohere-qk-norm": ("CohereForCausalLM", {"num_key_value_heads": 2, "use_qk_norm": True}),
+    "cohere2": ("Cohere2ForCausalLM", {"num_key_value_heads": 2, "sliding_window": 4}),
+    "stablelm": ("StableLmForCausalLM", {"num_key_value_heads": 4, "rope_parameters": HALF_ROTARY}),
+    "stablelm-qk-norm": (
+        "StableLmForCausalLM",
+        {
+            "num_key_value_heads": 2,
+            "qk_layernorm": True,
+            "use_parallel_residual": True,
+            "rope_parameters": HALF_ROTARY,
+        },
+    ),
+    "starcoder2": ("Starcoder2ForCausalLM", {"num_key_value_heads": 2, "sliding_window": 4}),
+    "phi": ("PhiForCausalLM", {}),
+    "phi3": ("Phi3ForCausalLM", {"num_key_value_heads": 2, "sliding_window": 4}),
+    "glm": ("GlmForCausalLM", {"num_key_value_heads": 2}),
+    "glm4": ("Glm4ForCausalLM", {"num_key_value_heads": 2}),
+    "gptj": ("GPTJForCausalLM", {"rotary_dim": 2}),
+    "gpt_neo": (
+        "GPTNeoForCausalLM",
+        {"attention_types": NEO, "window_size": 4},
+    ),
+    "gpt_bigcode": ("GPTBigCodeForCausalLM", {}),
+    "gpt_bigcode-mha": ("GPTBigCodeForCausalLM", {"multi_query": False}),
+    "falcon-mqa": ("FalconForCausalLM", FALCON | {"multi_query": True}),
+    "falcon-mha": ("FalconForCausalLM", FALCON | {"bias": True, "parallel_attn": False}),
+    "falcon-gqa": ("FalconForCausalLM", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-alibi": ("FalconForCausalLM", FALCON | {"alibi": True}),
+    "bloom": ("BloomForCausalLM", {}),
+    "roberta": ("RobertaForMaskedLM", {}),
+    "distilbert": ("DistilBertForMaskedLM", {}),
+    "vit": ("ViTForImageClassification", {"image_size": 16, "patch_size": 4, "num_labels": 3}),
+}
+"""Model class and what its config has beside ``tiny``'s settings."""
+
+REFUSED = {
+    "olmo2": ATTENTION,
+    "olmo3": ATTENTION,
+    "bloom": ATTENTION,
+    "falcon-alibi": ATTENTION,
+    "falcon-gqa": (Granularity.HEAD,),
+}
+
+
+def _tiny_cases() -> dict[str, Case]:
+    return {
+        name: Case(
+            getattr(transformers, class_name).config_class.model_type,
+            lambda class_name=class_name, settings=settings, **kw: tiny(class_name, **settings | kw),
+            generates=class_name.endswith("CausalLM"),
+            refused=REFUSED.get(name, ()),
+        )
+        for name, (class_name, settings) in TINY.items()
+    }
 
 
 def _llama_cases() -> dict[str, Case]:
@@ -214,6 +321,7 @@ CASES: dict[str, Case] = {
     "opt": Case("opt", opt),
     "opt-post-norm": Case("opt", lambda **kw: opt(do_layer_norm_before=False, **kw)),
     "bert": Case("bert", bert, generates=False),
+    **_tiny_cases(),
     "classifier-gpt2": Case("gpt2", lambda **kw: classifier(gpt2, **kw), generates=False),
     "classifier-llama": Case("llama", lambda **kw: classifier(llama_like, **kw), generates=False),
     "classifier-bert": Case("bert", lambda **kw: classifier(bert, **kw), generates=False),
@@ -237,6 +345,7 @@ REPRESENTATIVES = (
     "opt",
     "opt-post-norm",
     "bert",
+    *TINY,
     "classifier-gpt2",
     "classifier-llama",
     "classifier-bert",
@@ -252,6 +361,9 @@ def inputs_for(
     if getattr(model, "front_end", None) is not None:
         dtype = model.dtype
         return {"signal": torch.randn(samples, WINDOW, generator=generator).to(dtype)}
+    if model.main_input_name == "pixel_values":
+        size = model.config.image_size
+        return {"pixel_values": torch.randn(samples, 3, size, size, generator=generator).to(model.dtype)}
     return {"input_ids": torch.randint(2, VOCABULARY, (samples, tokens), generator=generator)}
 
 
@@ -260,10 +372,9 @@ def batch_for(
 ) -> dict[str, Tensor]:
     """A calibration batch: ``inputs_for`` with labels where the model needs them."""
     batch = inputs_for(model, samples=samples, tokens=tokens, seed=seed)
-    classes = getattr(model.config, "classes", None)
-    if classes is not None:
+    if "input_ids" not in batch:
         generator = torch.Generator().manual_seed(2000 + seed)
-        batch["labels"] = torch.randint(0, len(classes), (samples,), generator=generator)
+        batch["labels"] = torch.randint(0, model.config.num_labels, (samples,), generator=generator)
     return batch
 
 

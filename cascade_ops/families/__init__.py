@@ -1,25 +1,35 @@
 """Architecture families: one declarative file each.
 
-To add one, write a file like ``llama.py`` and import it here; the contract tests run over the registry.
+To add one, write a file like ``llama.py`` into this folder (docs/families.md); the contract tests run over the
+registry.
 """
 
 from __future__ import annotations
 
-from cascade_ops.families.spec import FAMILIES, Attribute, FamilySpec, Projection, family
+from importlib import import_module
+from pkgutil import iter_modules
 
-# Each import registers its family.
-from cascade_ops.families import arcee, bert, gpt2, gpt_neox, llama, opt  # isort: skip
+from cascade_ops.families.spec import (
+    FAMILIES,
+    Attribute,
+    FamilySpec,
+    PerHead,
+    Projection,
+    Refusal,
+    family,
+    separate,
+)
+
+for _module in sorted(module.name for module in iter_modules(__path__)):
+    import_module(f"{__name__}.{_module}")  # each registers its family
 
 __all__ = [
     "FAMILIES",
     "Attribute",
     "FamilySpec",
+    "PerHead",
     "Projection",
-    "arcee",
-    "bert",
+    "Refusal",
     "family",
-    "gpt2",
-    "gpt_neox",
-    "llama",
-    "opt",
+    "separate",
 ]

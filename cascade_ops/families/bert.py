@@ -1,4 +1,4 @@
-"""BERT: encoder, multi-head attention, GELU, post-norm residuals."""
+"""BERT and RoBERTa: encoder, multi-head attention, GELU, post-norm residuals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cascade_ops.families.spec import Attribute, FamilySpec, Projection, family
 family(
     FamilySpec(
         name="bert",
-        model_types=("bert",),
+        model_types=("bert", "roberta"),
         blocks="encoder.layer",
         attention="attention.self",
         attention_inputs=(

@@ -46,6 +46,28 @@ class Attribute:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PerHead:
+    """Parameters beside the projections with one row, or a module list with one entry, for every head.
+
+    Attributes:
+        path: inside the block; configs without it are skipped.
+        part: ``q`` follows the query heads, ``k`` and ``v`` the KV heads.
+    """
+
+    path: str
+    part: Literal["q", "k", "v"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A granularity that cannot be cut, and why; ``when`` limits it to some configs."""
+
+    granularity: Granularity
+    reason: str
+    when: Callable[[Any], bool] = lambda config: True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FamilySpec:
     """An architecture family as data.
 
@@ -59,8 +81,11 @@ class FamilySpec:
         mlp_inputs, mlp_output: the feed-forward projections; a ``gate`` part makes it gated.
         head_dim: attribute of the attention module with the width of one head.
         attributes: what else follows a cut.
+        per_head: weights of single heads beside the projections.
+        layer_index: attribute by which a module knows its layer (its place in the cache).
         per_layer_config: config lists with one entry per layer.
-        unsupported: granularity → why removing a unit is not the same as gating it.
+        derived_config: config fields that follow from those lists.
+        unsupported: where removing a unit is not the same as gating it.
     """
 
     name: str
@@ -74,13 +99,35 @@ class FamilySpec:
     tail: tuple[str, ...]
     head_dim: str = "head_dim"
     attributes: tuple[Attribute, ...] = ()
+    per_head: tuple[PerHead, ...] = ()
+    layer_index: str = "layer_idx"
     per_layer_config: tuple[str, ...] = ("layer_types",)
-    unsupported: tuple[tuple[Granularity, str], ...] = ()
+    derived_config: tuple[tuple[str, Callable[[Any], object]], ...] = ()
+    unsupported: tuple[Refusal, ...] = ()
+
+    def refused(self, config: Any) -> tuple[tuple[Granularity, str], ...]:
+        """What may not be cut in a model of this config, and why."""
+        return tuple((one.granularity, one.reason) for one in self.unsupported if one.when(config))
 
     @property
     def gated(self) -> bool:
         """Two input projections meet in a product inside one unit (SwiGLU, GeGLU)."""
         return any("gate" in projection.holds for projection in self.mlp_inputs)
+
+
+def separate(*paths: str) -> tuple[Projection, ...]:
+    """Q, K and V as three projections: their paths in this order."""
+    parts: tuple[Part, ...] = ("q", "k", "v")
+    return tuple(Projection(path=path, holds=(part,)) for path, part in zip(paths, parts, strict=True))
+
+
+def attribute(path: str, **values: Callable[[LayerAnatomy], object]) -> tuple[Attribute, ...]:
+    """Attributes of one submodule that the layer alone determines."""
+
+    def given(of: Callable[[LayerAnatomy], object]) -> Callable[[Any, LayerAnatomy], object]:
+        return lambda config, layer: of(layer)
+
+    return tuple(Attribute(path=path, name=name, value=given(of)) for name, of in values.items())
 
 
 FAMILIES: Registry[FamilySpec] = Registry("model family")

@@ -24,7 +24,16 @@ from cascade_ops.shards import Layout, Piece, Shard, layout_of, load_shard, part
 from cascade_ops.statistics import Need, Statistics
 from cascade_ops.surgery import prune
 from cascade_ops.sweep import GRADIENT, backward, forward
-from tests.factories import CASES, REPRESENTATIVES, batch_for, classifier, gpt2, llama_like, varied_plan
+from tests.factories import (
+    CASES,
+    REPRESENTATIVES,
+    TINY,
+    batch_for,
+    classifier,
+    gpt2,
+    llama_like,
+    varied_plan,
+)
 from workflows.scoring.driver import make_request, score_here
 
 ALL = tuple(CRITERIA)
@@ -87,7 +96,8 @@ def padded(model: PreTrainedModel, samples: int) -> dict[str, Tensor]:
 def cut(model: PreTrainedModel) -> None:
     """Other heads and channels in every layer, and a layer gone."""
     for granularity in (Granularity.HEAD, Granularity.CHANNEL):
-        prune(model, varied_plan(anatomy_of(model), granularity))
+        if granularity not in dict(anatomy_of(model).refused):
+            prune(model, varied_plan(anatomy_of(model), granularity))
     depth = len(anatomy_of(model).layers)
     prune(model, PruningPlan.from_keep(Granularity.LAYER, [[i for i in range(depth) if i != 1]]))
 
@@ -106,6 +116,8 @@ DEEPER = {"gpt2": "n_layer", "classifier-gpt2": "n_layer"}
 
 def deeper(name: str) -> PreTrainedModel:
     """Four layers, one of which ``cut`` takes away."""
+    if name in TINY:
+        return CASES[name].build(layers=4)
     setting = DEEPER.get(name.removesuffix("-untied").removesuffix("-inverse-layer-scale"))
     return CASES[name].build(**{setting or "num_hidden_layers": 4})
 

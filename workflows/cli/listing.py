@@ -113,7 +113,7 @@ def _families(root: Path) -> Rows:
             "model_type": name,
             "family": FAMILIES[name].name,
             "gated": FAMILIES[name].gated,
-            "unsupported": ", ".join(granularity for granularity, _ in FAMILIES[name].unsupported),
+            "unsupported": ", ".join(dict.fromkeys(one.granularity for one in FAMILIES[name].unsupported)),
         }
         for name in FAMILIES
     ]

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter, ValidationError
 from cascade_ops.anatomy import ModelAnatomy
 from cascade_ops.criteria import CRITERIA
 from cascade_ops.errors import ConfigError, UsageError
-from cascade_ops.families import FAMILIES
 from cascade_ops.granularity import Granularity
 from cascade_ops.plan import PruningPlan
 from cascade_ops.schedule import Allocation, Recovery
@@ -215,7 +214,7 @@ def _units(anatomy: ModelAnatomy, search: SearchConfig) -> Order:
             raise ConfigError(
                 f"search.criteria: none of {', '.join(search.criteria)} can score {unit.value}s"
             )
-        possible = unit not in dict(FAMILIES[anatomy.model_type].unsupported) and min(anatomy.units(unit)) > 1
+        possible = unit not in dict(anatomy.refused) and min(anatomy.units(unit)) > 1
         if possible and (search.runtime is None or _takes_cut(anatomy, unit, search.runtime)):
             units.append(unit)
     if not units:

@@ -63,5 +63,5 @@ def test_the_most_shared_group_decides_in_a_ragged_model() -> None:
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(UnsupportedFamilyError, match="bloom"):
-        check_sia(transformers.BloomConfig(hidden_size=16, n_head=4, n_layer=2, vocab_size=40))
+    with pytest.raises(UnsupportedFamilyError, match="mpt"):
+        check_sia(transformers.MptConfig(d_model=16, n_heads=4, n_layers=2, vocab_size=40))
