@@ -10,6 +10,7 @@ CascadeError                     something a person can act on; ``exit_code`` is
 ├── DataError                    a recording or text cannot be used (exit code 1)
 │   └── DownloadError            a file could not be fetched, or is not the file it should be
 ├── CheckpointError              a saved model or run is incomplete or does not fit (exit code 1)
+├── ExportError                  a target cannot express a model, or runs it differently (exit code 1)
 └── EngineError                  a runtime cannot run a model, or answers differently (exit code 1)
 
 Each message says what was expected, what was found, and what to do.
@@ -75,6 +76,10 @@ class DownloadError(DataError):
 
 class CheckpointError(CascadeError):
     """A saved model or run directory is incomplete, corrupt or does not fit."""
+
+
+class ExportError(CascadeError):
+    """A target cannot express a model, or does not answer as plain PyTorch does."""
 
 
 class EngineError(CascadeError):

@@ -1,4 +1,4 @@
-"""Tokens one by one: a step with the cache of keys and values, drawing the next token, and the text they spell."""
+"""Tokens one by one: drawing the next one, and the text they spell."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What an incomplete UTF-8 sequence decodes to: the rest comes with the next token."""
@@ -17,15 +16,6 @@ COLDEST = 1e-4
 """Temperatures below it are greedy: logits divided by less run out of float32."""
 CONTEXT = 8
 """Tokens of the prompt that are decoded with the text, since many tokenizers drop a first token's leading space."""
-
-
-@torch.inference_mode()
-def step(
-    model: PreTrainedModel, ids: Int[Tensor, "texts tokens"], cache: Any
-) -> tuple[Float[Tensor, "texts vocabulary"], Any]:
-    """Logits of the next tokens, where the model computes, and the cache with ``ids`` in it (None: an empty one)."""
-    found = model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return found.logits[:, -1], found.past_key_values
 
 
 def sample(

@@ -5,24 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cascade_ops.batches import Batch
 from cascade_ops.checkpoint import load_pruned
-from cascade_ops.data.windows import normalise
-from cascade_ops.diagnosis import Expected
 from cascade_ops.engines import Engine, Parity, start_engine
 from cascade_ops.errors import UsageError
+from cascade_ops.probes import probes_for
 from cascade_ops.tokenizers import tokenizer_in
-from serve.decoding import step
 from serve.variants import Variant
 
-PROBES = 8
-PROBE_TOKENS = 16
 CHUNK = 256
 """Windows of one forward pass; more are computed in turn, to bound memory."""
 
@@ -61,7 +56,7 @@ def load(variant: Variant, *, device: str) -> Loaded:
         CheckpointError, UsageError, EngineError: it cannot be loaded or does not pass.
     """
     model = load_pruned(variant.folder).to(device)  # type: ignore[arg-type]  # its stubs know no device names
-    engine, parity = start_engine(variant.engine, model, probes_for(variant, model), task=variant.task)
+    engine, parity = start_engine(variant.engine, model, _probes(variant, model), task=variant.task)
     language = None
     if variant.tokenizer is not None:
         tokenizer = tokenizer_in(variant.tokenizer)
@@ -70,39 +65,10 @@ def load(variant: Variant, *, device: str) -> Loaded:
     return Loaded(variant=variant, engine=engine, parity=parity, language=language)
 
 
-def probes_for(variant: Variant, model: PreTrainedModel) -> Batch:
-    """Inputs of the right shape from a fixed seed: noise with impacts, or texts that the model itself writes."""
-    if variant.expected is None:
-        return {"input_ids": own_texts(model)}
-    return {"signal": torch.from_numpy(impacts(variant.expected))}
-
-
-def own_texts(model: PreTrainedModel) -> Int[Tensor, "texts tokens"]:
-    """Drawn from the model after a random token each: on random tokens alone, rounding tells more than it does on any
-    text (int8 SmolLM2: a total variation of 0.20 instead of 0.13)."""
-    config = model.config.get_text_config()
-    length = min(PROBE_TOKENS, getattr(config, "max_position_embeddings", None) or PROBE_TOKENS)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(int(config.vocab_size), (PROBES, 1), generator=generator)
-    latest, cache = ids, None
-    while ids.shape[1] < length:
-        logits, cache = step(model, latest, cache)
-        probabilities = logits.float().softmax(-1).nan_to_num(1.0)  # NaN is for the comparison to report
-        latest = torch.multinomial(probabilities.cpu(), 1, generator=generator)
-        ids = torch.cat([ids, latest], dim=1)
-    return ids
-
-
-def impacts(expected: Expected) -> Float[np.ndarray, "windows samples"]:
-    """Windows with decaying impacts at different rates, which excite more of a classifier than noise does."""
-    rng = np.random.default_rng(0)
-    time = np.arange(expected.window) / expected.rate_hz
-    windows = rng.normal(size=(PROBES, expected.window))
-    for index, window in enumerate(windows):
-        for start in np.arange(rng.uniform(0, 0.01), time[-1], 1 / (30.0 + 25.0 * index)):
-            since = np.clip(time - start, 0, None)
-            window += 6 * (time >= start) * np.exp(-800 * since) * np.sin(2 * np.pi * 3000 * since)
-    return normalise(windows)[0]
+def _probes(variant: Variant, model: PreTrainedModel) -> Batch:
+    return (
+        probes_for(model) if variant.expected is None else probes_for(model, rate_hz=variant.expected.rate_hz)
+    )
 
 
 def answer(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from serve.decoding import Text, sample, step
+from cascade_ops.probes import step
+from serve.decoding import Text, sample
 from serve.engines import Language, Loaded
 from serve.errors import invalid
 from serve.schemas import Choice, Completion, CompletionRequest, Usage

@@ -22,6 +22,7 @@ from torch import Tensor
 from cascade_ops import diagnosis as core
 from cascade_ops.data.labels import in_words
 from cascade_ops.errors import DataError
+from cascade_ops.probes import impacts
 from serve import engines, schemas
 from serve.config import ServeConfig
 from serve.engines import Loaded
@@ -109,7 +110,7 @@ class Service:
         if (
             expected is not None
         ):  # filters are designed and modules imported before the first request, not by it
-            probe = engines.impacts(expected)[0].astype(np.float64)
+            probe = impacts(expected.window, expected.rate_hz)[0].astype(np.float64)
             sample = Sample(signal=probe, fs_hz=expected.rate_hz, rpm=1.0)
             await self.prepare(lambda: _prepared(sample, 0, self.variant(None), "lines"), len(probe))
         self.ready = True

@@ -16,6 +16,7 @@ from cascade_ops.families.spec import (
     PerHead,
     Projection,
     Refusal,
+    Sizes,
     family,
     separate,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "PerHead",
     "Projection",
     "Refusal",
+    "Sizes",
     "family",
     "separate",
 ]

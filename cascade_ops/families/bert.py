@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cascade_ops.families.spec import Attribute, FamilySpec, Projection, family
+from cascade_ops.families.spec import Attribute, FamilySpec, Projection, Sizes, family
 
 family(
     FamilySpec(
@@ -19,6 +19,7 @@ family(
         mlp_inputs=(Projection(path="intermediate.dense", holds=("up",)),),
         mlp_output="output.dense",
         tail=("pooler",),
+        sizes=Sizes(kv_heads=None, head_dim=None),
         head_dim="attention_head_size",
         attributes=(
             Attribute(

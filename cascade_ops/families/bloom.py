@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cascade_ops.families.spec import FamilySpec, Projection, Refusal, family
+from cascade_ops.families.spec import FamilySpec, Projection, Refusal, Sizes, family
 from cascade_ops.granularity import Granularity
 
 SLOPES = "ALiBi gives each head a slope by its place among all heads, and every layer the same slopes"
@@ -20,6 +20,7 @@ family(
         mlp_inputs=(Projection(path="mlp.dense_h_to_4h", holds=("up",)),),
         mlp_output="mlp.dense_4h_to_h",
         tail=("ln_f",),
+        sizes=Sizes(kv_heads=None, head_dim=None, channels=None),
         unsupported=(
             Refusal(granularity=Granularity.HEAD, reason=SLOPES),
             Refusal(granularity=Granularity.KV_GROUP, reason=SLOPES),

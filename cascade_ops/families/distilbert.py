@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cascade_ops.families.spec import FamilySpec, Projection, attribute, family, separate
+from cascade_ops.families.spec import FamilySpec, Projection, Sizes, attribute, family, separate
 
 family(
     FamilySpec(
@@ -15,6 +15,7 @@ family(
         mlp_inputs=(Projection(path="ffn.lin1", holds=("up",)),),
         mlp_output="ffn.lin2",
         tail=(),
+        sizes=Sizes(kv_heads=None, head_dim=None, channels="hidden_dim"),
         head_dim="attention_head_size",
         attributes=attribute("attention", n_heads=lambda layer: layer.heads),
     )

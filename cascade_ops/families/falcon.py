@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cascade_ops.families.bloom import SLOPES
-from cascade_ops.families.spec import FamilySpec, Projection, Refusal, attribute, family
+from cascade_ops.families.spec import FamilySpec, Projection, Refusal, Sizes, attribute, family
 from cascade_ops.granularity import Granularity
 
 family(
@@ -19,6 +19,7 @@ family(
         mlp_inputs=(Projection(path="mlp.dense_h_to_4h", holds=("up",)),),
         mlp_output="mlp.dense_4h_to_h",
         tail=("ln_f",),
+        sizes=Sizes(kv_heads="num_kv_heads", head_dim=None, channels="ffn_hidden_size"),
         attributes=attribute(
             "self_attention",
             num_heads=lambda layer: layer.heads,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cascade_ops.families.spec import Attribute, FamilySpec, Projection, family
+from cascade_ops.families.spec import Attribute, FamilySpec, Projection, Sizes, family
 from cascade_ops.layer import LayerAnatomy
 
 
@@ -25,6 +25,7 @@ family(
         mlp_inputs=(Projection(path="mlp.c_fc", holds=("up",)),),
         mlp_output="mlp.c_proj",
         tail=("ln_f",),
+        sizes=Sizes(kv_heads=None, head_dim=None, channels="n_inner"),
         attributes=(
             Attribute(path="attn", name="num_heads", value=lambda config, layer: layer.heads),
             Attribute(

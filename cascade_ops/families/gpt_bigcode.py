@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cascade_ops.families.spec import FamilySpec, Projection, attribute, family
+from cascade_ops.families.spec import FamilySpec, Projection, Sizes, attribute, family
 
 family(
     FamilySpec(
@@ -15,6 +15,7 @@ family(
         mlp_inputs=(Projection(path="mlp.c_fc", holds=("up",)),),
         mlp_output="mlp.c_proj",
         tail=("ln_f",),
+        sizes=Sizes(kv_heads=None, head_dim=None, channels="n_inner"),
         attributes=attribute(
             "attn",
             num_heads=lambda layer: layer.heads,

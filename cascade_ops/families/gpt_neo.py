@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cascade_ops.families.spec import FamilySpec, Projection, attribute, family, separate
+from cascade_ops.families.spec import FamilySpec, Projection, Sizes, attribute, family, separate
 
 ATTENTION = "attn.attention"
 
@@ -17,6 +17,7 @@ family(
         mlp_inputs=(Projection(path="mlp.c_fc", holds=("up",)),),
         mlp_output="mlp.c_proj",
         tail=("ln_f",),
+        sizes=Sizes(kv_heads=None, head_dim=None),
         attributes=attribute(ATTENTION, num_heads=lambda layer: layer.heads),
         layer_index="layer_id",
         per_layer_config=("attention_layers",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cascade_ops.families.spec import FamilySpec, Projection, family
+from cascade_ops.families.spec import FamilySpec, Projection, Sizes, family
 
 family(
     FamilySpec(
@@ -17,6 +17,7 @@ family(
         mlp_inputs=(Projection(path="mlp.dense_h_to_4h", holds=("up",)),),
         mlp_output="mlp.dense_4h_to_h",
         tail=("final_layer_norm",),
+        sizes=Sizes(kv_heads=None, head_dim=None),
         head_dim="head_size",
     )
 )

@@ -13,6 +13,7 @@ from cascade_ops.families.spec import (
     PerHead,
     Projection,
     Refusal,
+    Sizes,
     attribute,
     family,
     separate,
@@ -67,6 +68,7 @@ family(
         LLAMA,
         name="stablelm",
         model_types=("stablelm",),
+        sizes=Sizes(head_dim=None),
         attributes=attribute(
             "self_attn",
             num_heads=lambda layer: layer.heads,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cascade_ops.families.spec import Attribute, FamilySpec, Projection, family
+from cascade_ops.families.spec import Attribute, FamilySpec, Projection, Sizes, family
 
 family(
     FamilySpec(
@@ -19,6 +19,7 @@ family(
         mlp_inputs=(Projection(path="fc1", holds=("up",)),),
         mlp_output="fc2",
         tail=("decoder.final_layer_norm", "decoder.project_out"),
+        sizes=Sizes(kv_heads=None, head_dim=None, channels="ffn_dim"),
         attributes=(Attribute(path="self_attn", name="num_heads", value=lambda config, layer: layer.heads),),
     )
 )

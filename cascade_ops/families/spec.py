@@ -59,6 +59,19 @@ class PerHead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """The config fields that hold a plain model's shape; None where the config has no such field.
+
+    Without ``kv_heads`` there are as many as query heads; without ``head_dim`` it is hidden_size ÷ heads.
+    """
+
+    heads: str = "num_attention_heads"
+    kv_heads: str | None = "num_key_value_heads"
+    head_dim: str | None = "head_dim"
+    channels: str | None = "intermediate_size"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """A granularity that cannot be cut, and why; ``when`` limits it to some configs."""
 
@@ -80,6 +93,7 @@ class FamilySpec:
         tail: modules of the base model that run after the blocks (the final norm).
         mlp_inputs, mlp_output: the feed-forward projections; a ``gate`` part makes it gated.
         head_dim: attribute of the attention module with the width of one head.
+        sizes: where a plain config says how many there are.
         attributes: what else follows a cut.
         per_head: weights of single heads beside the projections.
         layer_index: attribute by which a module knows its layer (its place in the cache).
@@ -98,6 +112,7 @@ class FamilySpec:
     mlp_output: str
     tail: tuple[str, ...]
     head_dim: str = "head_dim"
+    sizes: Sizes = Sizes()
     attributes: tuple[Attribute, ...] = ()
     per_head: tuple[PerHead, ...] = ()
     layer_index: str = "layer_idx"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cascade_ops.families.spec import FamilySpec, Projection, attribute, family, separate
+from cascade_ops.families.spec import FamilySpec, Projection, Sizes, attribute, family, separate
 
 family(
     FamilySpec(
@@ -15,6 +15,7 @@ family(
         mlp_inputs=(Projection(path="mlp.fc1", holds=("up",)),),
         mlp_output="mlp.fc2",
         tail=("layernorm", "pooler"),
+        sizes=Sizes(kv_heads=None),
         attributes=attribute("attention", num_attention_heads=lambda layer: layer.heads),
     )
 )

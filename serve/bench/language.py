@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from serve.decoding import step
+from cascade_ops.probes import step
 
 SEQUENCES = 8
 """Texts of which the steps are timed, fewer where they take long."""

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from cascade_ops.anatomy import ModelAnatomy
 from cascade_ops.criteria import CRITERIA
 from cascade_ops.errors import ConfigError, UsageError
+from cascade_ops.export import TARGETS, refusals
 from cascade_ops.granularity import Granularity
 from cascade_ops.plan import PruningPlan
 from cascade_ops.schedule import Allocation, Recovery
@@ -19,7 +20,6 @@ from cascade_ops.search.bounds import LOSS, heads_unit
 from cascade_ops.search.drawing import scores
 from cascade_ops.search.space import ROUNDS, Order
 from cascade_ops.sia.check import BUDGET
-from cascade_ops.targets import TARGETS, refusals
 from workflows.config import FORBID, JobConfig, validate
 from workflows.located import located_message
 from workflows.search.objectives import LIMITS, objectives_for

@@ -18,6 +18,7 @@ from cascade_ops.anatomy import ModelAnatomy
 from cascade_ops.batches import Batch
 from cascade_ops.checkpoint import load_pruned
 from cascade_ops.errors import DataError
+from cascade_ops.export import refusals
 from cascade_ops.files import disk_full
 from cascade_ops.granularity import Granularity
 from cascade_ops.measure import latency
@@ -25,7 +26,6 @@ from cascade_ops.results import Evaluation, StageResult
 from cascade_ops.schedule import CascadeSchedule
 from cascade_ops.serde import from_jsonable, to_jsonable
 from cascade_ops.shards import layout_of
-from cascade_ops.targets import refusals
 from cascade_ops.training import deterministic
 from workflows import job
 from workflows.config import JobConfig

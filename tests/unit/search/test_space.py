@@ -15,13 +15,13 @@ from transformers import GPT2Config, LlamaConfig
 
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
 from cascade_ops.cascade import _all_alike, plan_stage, validate_schedule
+from cascade_ops.export import refusals
 from cascade_ops.granularity import Granularity
 from cascade_ops.plan import PruningPlan
 from cascade_ops.schedule import CascadeSchedule, Recovery
 from cascade_ops.search import Bound, Preferred, Space, Unreachable, check_reach, draw, reach_of
 from cascade_ops.search.drawing import prefix
 from cascade_ops.search.space import WITHIN, countdown, least_left, most_removed, rounds_needed
-from cascade_ops.targets import refusals
 
 MHA = anatomy_of(GPT2Config(n_embd=64, n_layer=6, n_head=8, n_inner=256, vocab_size=8))
 GQA = anatomy_of(
