@@ -5,20 +5,21 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
 from cascade_ops.batches import Batch, length_of, take
 from cascade_ops.checkpoint import load_pruned, read_config
 from cascade_ops.engines.base import Parity, compare
 from cascade_ops.errors import ExportError, UsageError
+from cascade_ops.export.auto import auto_name_of
 from cascade_ops.export.plain import Refusals
 from cascade_ops.files import written_whole
 from cascade_ops.probes import probes_for
@@ -133,8 +134,7 @@ def export(
         raise UsageError(f"{out}: exists already; choose another folder for the export, or remove it")
     model = load_pruned(source.folder)
     rate = {} if source.rate_hz is None else {"rate_hz": source.rate_hz}
-    probes = probes_for(model, **rate)
-    job.probes.update(probes)
+    job = replace(job, probes=probes_for(model, **rate))
     expected = _expected(model, job)
     with written_whole(out) as scratch:
         notes = entry.write(model, scratch, job)
@@ -160,10 +160,7 @@ def kind_of(config: PreTrainedConfig) -> Kind:
     names = config.architectures or ()
     if any(name.endswith("ForImageClassification") for name in names):
         return "image"
-    causal = {
-        found.__name__ for found in AutoModelForCausalLM._model_mapping.values() if hasattr(found, "__name__")
-    }
-    return "lm" if not names or causal & set(names) else "encoder"
+    return "lm" if not names or auto_name_of(names[0]) == "AutoModelForCausalLM" else "encoder"
 
 
 def _job(source: Source, target: str, entry: Target) -> Job:
@@ -237,8 +234,8 @@ def _compared(target: str, entry: Target, folder: Path, job: Job, expected: list
     if not worst.holds:
         raise ExportError(
             f"{target} ({job.precision}): expected the answers of plain PyTorch within a total variation of "
-            f"{tolerance:g}, found {worst.difference:.3g} (same answer on {worst.agreement:.0%}) on {length_of(job.probes)} probes. "
-            "Nothing was written."
+            f"{tolerance:g}, found {worst.difference:.3g} on {length_of(job.probes)} probes (same answer on "
+            f"{worst.agreement:.0%}). Nothing was written."
         )
     return worst
 
