@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import json
 import re
 from pathlib import Path
 
@@ -119,12 +120,26 @@ def read_config(path: Path) -> PreTrainedConfig:
             f"{path}: expected a model folder with config.json and safetensors, found no config.json"
         )
     try:
+        native = _native(path)
+        if native is not None:
+            return native
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
         return config
     except (OSError, ValueError, KeyError) as error:
         # transformers' own messages have several lines of advice
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{path}/config.json cannot be read: {reason}") from error
+
+
+def _native(path: Path) -> PreTrainedConfig | None:
+    """The config of a folder that brings its own modelling file, as the stock model type that it is based on."""
+    document = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    shapes = document.pop("cascade_shapes", None) if isinstance(document, dict) else None
+    if not isinstance(shapes, dict):
+        return None
+    document.pop("auto_map", None)
+    config: PreTrainedConfig = AutoConfig.for_model(**{**document, **shapes["native"]})
+    return config
 
 
 def weights_size(model: PreTrainedModel) -> int:

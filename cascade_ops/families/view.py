@@ -10,6 +10,7 @@ class LayerConfig:
 
     def __init__(self, config: Any, **own: object) -> None:
         self._config = config
+        self.own = own
         self.__dict__.update(own)
 
     def __getattr__(self, name: str) -> Any:

@@ -14,7 +14,7 @@ MISTAKES = {
     "model": (["--model", "no/such-model"], "unknown model 'no/such-model'"),
     "model type": (["--set", "model.config.model_type=gtp2"], "Did you mean 'gpt2'?"),
     "model field": (["--set", "model.config.n_haed=2"], "model.config.n_haed: gpt2 has no such field. Did you mean 'n_head'?"),
-    "family": (["--set", "model.config={model_type: bloom}"], "'bloom' is not described"),
+    "family": (["--set", "model.config={model_type: mpt}"], "'mpt' is not described"),
     "criterion": (["--set", "schedule.stages.0.criterion=tayler"], "schedule.stages.0.criterion: unknown criterion 'tayler'. Did you mean 'taylor'?"),
     "stage": (["--set", "schedule.stages.0.granularity=laier"], "schedule.stages.0.granularity: must be 'layer', 'head', 'kv_group' or 'channel', got 'laier'. Did you mean 'layer'?"),
     "ratio": (["--set", "schedule.stages=[{granularity: head, ratio: 1.5}]", "--set", "schedule.target=null"], "schedule.stages.0.ratio: must be in (0, 1), got 1.5"),
