@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from cascade_ops.batches import Batch, take
+from cascade_ops.batches import Batch
 from cascade_ops.engines.base import ENGINES, Engine, EngineEntry
-
-MOST_SAMPLES = 4096
-"""Largest batch that the graph admits."""
+from cascade_ops.graphs import graph_of, quietly
 
 
 def build(model: PreTrainedModel, example: Batch) -> Engine:
@@ -44,36 +40,20 @@ def open_session(path: Path) -> Any:
 
 
 def export_onnx(model: PreTrainedModel, example: Batch, path: Path) -> None:
-    """``model`` as the file ``path``: ``signal`` (batch × samples) to ``logits`` (batch × classes), batch free."""
-    names = list(example)
-    batch = torch.export.Dim("batch", min=1, max=MOST_SAMPLES)
-    for talkative in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(talkative).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+    """``model`` as the file ``path``: tensors named as in ``example`` to ``logits``; batch and length are free."""
+    module, inputs, shapes = graph_of(model, example)
+    with quietly():
         program = torch.onnx.export(
-            _Logits(model, names),
-            tuple(take(example, slice(0, 2)).values()),
+            module,
+            inputs,
             dynamo=True,
-            input_names=names,
+            input_names=module.names,
             output_names=["logits"],
-            dynamic_shapes={"inputs": tuple({0: batch} for _ in names)},
+            dynamic_shapes=shapes,
             verbose=False,
         )
     assert program is not None  # dynamo=True returns one
     program.save(path)
-
-
-class _Logits(nn.Module):
-    """Positional tensors in, logits out: what an ONNX graph has."""
-
-    def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        logits: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
-        return logits
 
 
 ENGINES.add(

@@ -132,7 +132,7 @@ def run(folder: Path, batch: Batch) -> Tensor:
         return load_file(answered)["logits"]
 
 
-def _source(native_config: type, native_model: type, own: bool) -> str:
+def _source(native_config: type[PreTrainedConfig], native_model: type, own: bool) -> str:
     """The modelling file."""
     base = "SignalClassifier" if own else native_model.__name__
     config = "SignalClassifierConfig" if own else native_config.__name__

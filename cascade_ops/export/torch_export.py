@@ -1,0 +1,44 @@
+"""torch.export: the graph as PyTorch's own ``.pt2``, run by torch alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cascade_ops.batches import Batch
+from cascade_ops.export.base import TARGETS, Job, Target
+from cascade_ops.graphs import graph_of, quietly
+
+FILE = "model.pt2"
+
+
+def write(model: PreTrainedModel, folder: Path, job: Job) -> tuple[str, ...]:
+    """``model.pt2``."""
+    module, inputs, shapes = graph_of(model, job.probes)
+    with quietly():
+        torch.export.save(torch.export.export(module, inputs, dynamic_shapes=shapes), folder / FILE)
+    return ()
+
+
+@torch.inference_mode()
+def run(folder: Path, batch: Batch) -> Tensor:
+    """By torch, from the graph."""
+    logits: Tensor = torch.export.load(folder / FILE).module()(*batch.values())
+    return logits
+
+
+TARGETS.add(
+    "torch.export",
+    Target(
+        title="PyTorch without Python code of the model (.pt2)",
+        refuses=lambda anatomy: (),
+        kinds=("lm", "diagnosis", "encoder", "image"),
+        precisions={"as stored": 1e-4},
+        write=write,
+        run=run,
+        how='import torch\n\nmodel = torch.export.load("model.pt2").module()\nlogits = model({input})',
+    ),
+)
