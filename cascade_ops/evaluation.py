@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,8 @@ from cascade_ops.errors import DataError
 from cascade_ops.loss import next_tokens, token_losses
 from cascade_ops.results import Evaluation, Metric
 
+Answers = Callable[[Batch], Float[Tensor, "batch *positions classes"]]
+"""Inputs, without labels, to logits."""
 NORMAL = "N"
 """The class label of a healthy bearing; accuracy over the others is reported beside the headline."""
 
@@ -49,20 +51,41 @@ def evaluate(
     from cascade_ops.tasks import TASKS
 
     TASKS[task]
+    return evaluate_answers(answers_of(model), data, task=task, classes=classes, batch_size=batch_size)
+
+
+def evaluate_answers(
+    answers: Answers, data: Batch, *, task: str, classes: Sequence[str] = (), batch_size: int = 256
+) -> Evaluation:
+    """The same of anything that answers with logits, such as another runtime. Raises DataError."""
     if task == "lm":
-        return _evaluate_lm(model, data, batch_size=max(1, batch_size // 16))
-    logits = predict(model, data, batch_size=batch_size)
-    return evaluate_logits(logits, data["labels"], classes)
+        return _evaluate_lm(answers, data, batch_size=max(1, batch_size // 16))
+    return evaluate_logits(_predicted(answers, data, batch_size), data["labels"], classes)
 
 
-@torch.no_grad()
+def answers_of(model: nn.Module) -> Answers:
+    """Of a model, where it is."""
+    model.eval()
+
+    @torch.no_grad()
+    def answer(batch: Batch) -> Tensor:
+        logits: Tensor = model(**on_device(batch, model)).logits
+        return logits
+
+    return answer
+
+
 def predict(model: nn.Module, data: Batch, *, batch_size: int = 256) -> Float[Tensor, "samples classes"]:
     """Logits of a classifier for all samples, in order."""
-    model.eval()
-    inputs = {name: tensor for name, tensor in data.items() if name != "labels"}
-    return torch.cat(
-        [model(**on_device(b, model)).logits.float().cpu() for b in sequential(inputs, batch_size)]
-    )
+    return _predicted(answers_of(model), data, batch_size)
+
+
+def _predicted(answers: Answers, data: Batch, batch_size: int) -> Float[Tensor, "samples classes"]:
+    return torch.cat([answers(_inputs(batch)).float().cpu() for batch in sequential(data, batch_size)])
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 def evaluate_logits(
@@ -124,15 +147,13 @@ def _plain(name: str, value: float, samples: int) -> Metric:
 
 
 @torch.no_grad()
-def _evaluate_lm(model: nn.Module, data: Batch, *, batch_size: int) -> Evaluation:
+def _evaluate_lm(answers: Answers, data: Batch, *, batch_size: int) -> Evaluation:
     """Perplexity ``exp(Σ loss / Σ tokens)``; the interval is that of the mean over sequences
     (normal approximation, sequences as independent samples)."""
-    model.eval()
     losses, counts = [], []
     for batch in sequential(data, batch_size):
-        batch = on_device(batch, model)
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        loss, counted = token_losses(model(**inputs).logits, next_tokens(batch))
+        logits = answers(_inputs(batch))
+        loss, counted = token_losses(logits, next_tokens(batch).to(logits.device))
         losses.append(loss.double().sum(dim=1).cpu())
         counts.append(counted.sum(dim=1).cpu())
     total, tokens = torch.cat(losses), torch.cat(counts)

@@ -43,8 +43,10 @@ def graph_of(model: PreTrainedModel, example: Batch) -> tuple[Logits, tuple[Tens
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without the exporters' own deprecations and progress."""
-    for talkative in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torchao", "executorch"):
-        logging.getLogger(talkative).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        yield
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -19,7 +19,7 @@ PROBE_TOKENS = 16
 
 
 def probes_for(model: PreTrainedModel, *, rate_hz: float = COMMON_RATE_HZ) -> Batch:
-    """What ``model`` takes: windows with impacts, texts that it writes itself, tokens, or pictures of noise."""
+    """What ``model`` takes: windows with impacts, texts that it writes itself, padded tokens, or pictures of noise."""
     config = model.config
     generator = torch.Generator().manual_seed(0)
     if model.main_input_name == "signal" and config.front_end == "patch":
@@ -29,7 +29,9 @@ def probes_for(model: PreTrainedModel, *, rate_hz: float = COMMON_RATE_HZ) -> Ba
     if model.can_generate():
         return {"input_ids": own_texts(model)}
     text = getattr(config, "backbone_config", config)
-    return {"input_ids": torch.randint(int(text.vocab_size), (PROBES, _length(text)), generator=generator)}
+    ids = torch.randint(int(text.vocab_size), (PROBES, _length(text)), generator=generator)
+    shorter = torch.arange(PROBES).remainder(ids.shape[1] // 2)[:, None]
+    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < ids.shape[1] - shorter).long()}
 
 
 def own_texts(model: PreTrainedModel) -> Int[Tensor, "texts tokens"]:

@@ -20,7 +20,12 @@ def build(model: PreTrainedModel, example: Batch) -> Engine:
     with tempfile.TemporaryDirectory(prefix="cascade-onnx-") as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(model, example, path)
-        session = open_session(path)
+        return run_onnx(path)
+
+
+def run_onnx(path: Path) -> Engine:
+    """The graph in a file, in a session of its own."""
+    session = open_session(path)
 
     def run(batch: Batch) -> Tensor:
         (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})
@@ -53,6 +58,8 @@ def export_onnx(model: PreTrainedModel, example: Batch, path: Path) -> None:
             verbose=False,
         )
     assert program is not None  # dynamo=True returns one
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # each carries the Python stack that made it
     program.save(path)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
+from cascade_ops.export.auto import auto_name_of as auto_name_of
 from cascade_ops.export.base import TARGETS as TARGETS
 from cascade_ops.export.base import Exported as Exported
+from cascade_ops.export.base import Job as Job
 from cascade_ops.export.base import Source as Source
 from cascade_ops.export.base import Target as Target
 from cascade_ops.export.base import export as export

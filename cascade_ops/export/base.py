@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cascade_ops.anatomy import ModelAnatomy, anatomy_of
 from cascade_ops.batches import Batch, length_of, take
 from cascade_ops.checkpoint import load_pruned, read_config
-from cascade_ops.engines.base import Parity, compare
+from cascade_ops.engines.base import Engine, Parity, compare
 from cascade_ops.errors import ExportError, UsageError
 from cascade_ops.export.auto import auto_name_of
 from cascade_ops.export.plain import Refusals
@@ -73,8 +72,9 @@ class Target:
         precisions: of the weights, the default first, each with the difference from plain PyTorch (``Parity``) that is
             put down to it.
         write: the model into an empty folder; it may change the model. Returns notes for the reader.
-        run: logits of a batch, by the runtime itself from the folder alone.
-        how: three lines that run the folder, for its model card.
+        open: the folder alone, in the runtime itself.
+        how: three lines that run the folder, for its model card; ``{auto}`` is the Auto class, ``{input}`` the
+            inputs' names.
         packages: importable names beyond this package's own dependencies; ``extra`` installs them.
         check: raises ExportError where a config, beyond its shape, is not to be expressed.
     """
@@ -84,7 +84,7 @@ class Target:
     kinds: tuple[Kind, ...]
     precisions: Mapping[str, float]
     write: Callable[[PreTrainedModel, Path, Job], tuple[str, ...]]
-    run: Callable[[Path, Batch], Float[Tensor, "batch *positions classes"]]
+    open: Callable[[Path], Engine]
     how: str
     packages: tuple[str, ...] = ()
     extra: str = "export"
@@ -218,12 +218,13 @@ def _batches(job: Job) -> tuple[Batch, Batch]:
 def _compared(target: str, entry: Target, folder: Path, job: Job, expected: list[Tensor]) -> Parity:
     """The worst of the comparisons. Raises ExportError where it does not hold."""
     tolerance, found = entry.precisions[job.precision], []
-    for batch, logits in zip(_batches(job), expected, strict=True):
-        try:
-            answers = entry.run(folder, batch)
-        except Exception as error:  # runtimes raise whatever they like
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise ExportError(f"{target}: its runtime cannot run what was written ({reason})") from error
+    try:
+        engine = entry.open(folder)
+        answered = [engine(batch) for batch in _batches(job)]
+    except Exception as error:  # runtimes raise whatever they like
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ExportError(f"{target}: its runtime cannot run what was written ({reason})") from error
+    for answers, logits in zip(answered, expected, strict=True):
         if answers.shape != logits.shape:
             raise ExportError(
                 f"{target}: expected logits of shape {tuple(logits.shape)} from its runtime, "

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from cascade_ops.batches import Batch
 from cascade_ops.checkpoint import load_pruned, save_pruned
+from cascade_ops.engines import eager
+from cascade_ops.engines.base import Engine
 from cascade_ops.export.base import TARGETS, Job, Target
 
 
@@ -22,22 +21,20 @@ def write(model: PreTrainedModel, folder: Path, job: Job) -> tuple[str, ...]:
     return ()
 
 
-@torch.inference_mode()
-def run(folder: Path, batch: Batch) -> Tensor:
+def open_folder(folder: Path) -> Engine:
     """By ``load_pruned``."""
-    logits: Tensor = load_pruned(folder)(**batch).logits
-    return logits
+    return eager.build(load_pruned(folder), {})
 
 
 TARGETS.add(
     "cascade",
     Target(
-        title="this package's own format",
+        title="cascade-ops itself",
         refuses=lambda anatomy: (),
         kinds=("lm", "diagnosis", "encoder", "image"),
         precisions={"as stored": 1e-4},
         write=write,
-        run=run,
+        open=open_folder,
         how='from cascade_ops.checkpoint import load_pruned\n\nmodel = load_pruned(".")',
     ),
 )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from huggingface_hub import save_torch_state_dict
-from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from cascade_ops.anatomy import ModelAnatomy
-from cascade_ops.batches import Batch
+from cascade_ops.engines import eager
+from cascade_ops.engines.base import Engine
 from cascade_ops.export.auto import auto_class_of
 from cascade_ops.export.base import TARGETS, Job, Target
 from cascade_ops.export.plain import Refusals, plain_config, uneven, unnamed
@@ -42,13 +41,11 @@ def write(model: PreTrainedModel, folder: Path, job: Job) -> tuple[str, ...]:
     )
 
 
-@torch.inference_mode()
-def run(folder: Path, batch: Batch) -> Tensor:
+def open_folder(folder: Path) -> Engine:
     """By transformers alone."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     model = auto_class_of(config.architectures[0]).from_pretrained(folder, local_files_only=True)
-    logits: Tensor = model.eval()(**batch).logits
-    return logits
+    return eager.build(model.eval(), {})
 
 
 TARGETS.add(
@@ -59,7 +56,7 @@ TARGETS.add(
         kinds=("lm", "encoder", "image"),
         precisions={"as stored": 1e-4},
         write=write,
-        run=run,
+        open=open_folder,
         check=check,
         how='from transformers import {auto}\n\nmodel = {auto}.from_pretrained(".")',
     ),

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from cascade_ops import attention
 from cascade_ops.anatomy import base_of, blocks_of, family_of, found
 from cascade_ops.batches import Batch
+from cascade_ops.engines.base import Engine
 from cascade_ops.errors import ExportError
 from cascade_ops.export.auto import auto_name_of
 from cascade_ops.export.base import TARGETS, Job, Target
@@ -111,8 +113,13 @@ def write(model: PreTrainedModel, folder: Path, job: Job) -> tuple[str, ...]:
     return ()
 
 
-def run(folder: Path, batch: Batch) -> Tensor:
-    """By a process of its own, in which this package cannot be imported. Raises ExportError."""
+def open_folder(folder: Path) -> Engine:
+    """By a process of its own for each batch, in which this package cannot be imported."""
+    return partial(answer, folder)
+
+
+def answer(folder: Path, batch: Batch) -> Tensor:
+    """Raises ExportError where the process fails."""
     auto = next(
         name for name in json.loads((folder / "config.json").read_text())["auto_map"] if name != "AutoConfig"
     )
@@ -207,7 +214,7 @@ TARGETS.add(
         kinds=("lm", "diagnosis", "encoder", "image"),
         precisions={"as stored": 1e-4},
         write=write,
-        run=run,
+        open=open_folder,
         how='from transformers import {auto}\n\nmodel = {auto}.from_pretrained(".", trust_remote_code=True)',
     ),
 )

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from cascade_ops.batches import Batch
-from cascade_ops.engines.onnx import export_onnx, open_session
+from cascade_ops.engines.base import Engine
+from cascade_ops.engines.onnx import export_onnx, run_onnx
 from cascade_ops.export.base import TARGETS, Job, Target
 from cascade_ops.graphs import quietly
 
@@ -39,21 +37,20 @@ def write(model: PreTrainedModel, folder: Path, job: Job) -> tuple[str, ...]:
     return ("int8: weights per channel, activations per tensor as they come (onnxruntime.quantization)",)
 
 
-def run(folder: Path, batch: Batch) -> Tensor:
+def open_folder(folder: Path) -> Engine:
     """By ONNX Runtime."""
-    (logits,) = open_session(folder / FILE).run(None, {name: one.numpy() for name, one in batch.items()})
-    return torch.from_numpy(logits)
+    return run_onnx(folder / FILE)
 
 
 TARGETS.add(
     "onnx",
     Target(
-        title="ONNX Runtime; any batch, and any length of text",
+        title="ONNX Runtime",
         refuses=lambda anatomy: (),
         kinds=("lm", "diagnosis", "encoder", "image"),
         precisions={"fp32": 1e-4, "int8": 0.25},
         write=write,
-        run=run,
+        open=open_folder,
         how='import onnxruntime\n\nsession = onnxruntime.InferenceSession("model.onnx")\n'
         '(logits,) = session.run(None, {{"{input}": values}})',
         packages=("onnx", "onnxscript", "onnxruntime"),

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cascade_ops.batches import Batch
+from cascade_ops.engines.base import Engine
 from cascade_ops.export.base import TARGETS, Job, Target
 from cascade_ops.graphs import graph_of, quietly
 
@@ -23,22 +24,27 @@ def write(model: PreTrainedModel, folder: Path, job: Job) -> tuple[str, ...]:
     return ()
 
 
-@torch.inference_mode()
-def run(folder: Path, batch: Batch) -> Tensor:
+def open_folder(folder: Path) -> Engine:
     """By torch, from the graph."""
-    logits: Tensor = torch.export.load(folder / FILE).module()(*batch.values())
-    return logits
+    module = torch.export.load(folder / FILE).module()
+
+    @torch.inference_mode()
+    def run(batch: Batch) -> Tensor:
+        logits: Tensor = module(*batch.values())
+        return logits
+
+    return run
 
 
 TARGETS.add(
     "torch.export",
     Target(
-        title="PyTorch without Python code of the model (.pt2)",
+        title="PyTorch, without the model's Python code",
         refuses=lambda anatomy: (),
         kinds=("lm", "diagnosis", "encoder", "image"),
         precisions={"as stored": 1e-4},
         write=write,
-        run=run,
+        open=open_folder,
         how='import torch\n\nmodel = torch.export.load("model.pt2").module()\nlogits = model({input})',
     ),
 )

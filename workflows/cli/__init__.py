@@ -9,6 +9,7 @@ import typer
 from workflows.cli import data, study
 from workflows.cli.bench import bench
 from workflows.cli.compress import compress
+from workflows.cli.export import export
 from workflows.cli.failures import Commands
 from workflows.cli.listing import ls
 from workflows.cli.models import evaluate_model, inspect
@@ -38,6 +39,7 @@ app.command()(search)
 app.command()(recover)
 app.command()(serve)
 app.command()(bench)
+app.command()(export)
 app.command()(report)
 app.command()(status)
 app.command()(ls)

@@ -14,7 +14,7 @@ Rows = list[dict[str, Any]]
 
 def ls(
     what: Annotated[
-        str, typer.Argument(help="runs, scores, models, criteria, families or datasets.")
+        str, typer.Argument(help="runs, scores, models, criteria, families, datasets or targets.")
     ] = "runs",
     root: Annotated[Path, typer.Option(help="Where runs are.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
@@ -128,6 +128,23 @@ def _datasets(root: Path) -> Rows:
     ]
 
 
+def _targets(root: Path) -> Rows:
+    from importlib.util import find_spec
+
+    from cascade_ops.export import TARGETS
+
+    return [
+        {
+            "target": name,
+            "runtime": TARGETS[name].title,
+            "models": ", ".join(TARGETS[name].kinds),
+            "precisions": ", ".join(TARGETS[name].precisions),
+            "installed": all(find_spec(package) is not None for package in TARGETS[name].packages),
+        }
+        for name in TARGETS
+    ]
+
+
 LISTS: dict[str, Callable[[Path], Rows]] = {
     "runs": _runs,
     "scores": _scores,
@@ -135,4 +152,5 @@ LISTS: dict[str, Callable[[Path], Rows]] = {
     "criteria": _criteria,
     "families": _families,
     "datasets": _datasets,
+    "targets": _targets,
 }

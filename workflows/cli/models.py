@@ -27,11 +27,14 @@ def inspect(
     from cascade_ops.anatomy import anatomy_of
     from cascade_ops.sia import check_sia
     from workflows.console import Output
+    from workflows.exporting import refused_by_target
 
     output = Output(as_json=as_json)
     with output.working():
-        anatomy = anatomy_of(_config_of(model))
-    document = _anatomy_document(model, anatomy, check_sia(anatomy).verdicts)
+        config = _config_of(model)
+        anatomy = anatomy_of(config)
+        targets = refused_by_target(config)
+    document = _anatomy_document(model, anatomy, check_sia(anatomy).verdicts) | {"targets": targets}
     if as_json:
         output.document(document)
         return
@@ -45,6 +48,14 @@ def inspect(
     output.text("")
     rows = [(v["granularity"], v["kappa"], v["pi"], v["holds"], v["reason"]) for v in document["sia"]]
     output.table(("unit", "κ", "π", "SIA", "why"), rows)
+    output.text("")
+    output.table(("export", "runs in", "expresses it", "why not"), [_target_row(row) for row in targets])
+
+
+def _target_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    reasons = row["reasons"]
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return row["target"], row["title"], "yes" if row["expresses"] else "no", (reasons or [""])[0] + more
 
 
 def _alike_together(layers: list[dict[str, Any]]) -> list[list[Any]]:
