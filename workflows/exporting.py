@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from cascade_ops.anatomy import anatomy_of
 from cascade_ops.data.resample import COMMON_RATE_HZ
 from cascade_ops.evaluation import evaluate_answers
-from cascade_ops.export import TARGETS, Exported, Job, Source, export, kind_of, write_manifest
+from cascade_ops.export import TARGETS, Exported, Job, Source, export, refusals, write_manifest
 from cascade_ops.progress import Progress, silent
 from cascade_ops.results import Evaluation
 from cascade_ops.serde import to_jsonable
@@ -182,13 +182,8 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 def refused_by_target(config: PreTrainedConfig) -> list[dict[str, Any]]:
     """Every target, and why it cannot express a model of this config."""
-    anatomy, kind = anatomy_of(config), kind_of(config)
-    rows = []
+    anatomy, rows = anatomy_of(config), []
     for name in TARGETS:
-        entry = TARGETS[name]
-        runs = kind in entry.kinds
-        reasons = entry.refuses(anatomy) if runs else (f"runs {' or '.join(entry.kinds)}, not {kind}",)
-        rows.append(
-            {"target": name, "title": entry.title, "expresses": not reasons, "reasons": list(reasons)}
-        )
+        reasons, title = refusals(anatomy, name, config), TARGETS[name].title
+        rows.append({"target": name, "title": title, "expresses": not reasons, "reasons": list(reasons)})
     return rows

@@ -67,7 +67,7 @@ class Target:
 
     Attributes:
         title: in a few words.
-        refuses: what the runtime cannot express of an anatomy.
+        refuses: what the runtime cannot express of a shape; planning obeys it.
         kinds: the kinds of model that it runs.
         precisions: of the weights, the default first, each with the difference from plain PyTorch (``Parity``) that is
             put down to it.
@@ -75,8 +75,8 @@ class Target:
         open: the folder alone, in the runtime itself.
         how: three lines that run the folder, for its model card; ``{auto}`` is the Auto class, ``{input}`` the
             inputs' names.
+        refuses_config: what it cannot express of a config, dense or cut, in a shape that it can.
         packages: importable names beyond this package's own dependencies; ``extra`` installs them.
-        check: raises ExportError where a config, beyond its shape, is not to be expressed.
     """
 
     title: str
@@ -88,7 +88,7 @@ class Target:
     how: str
     packages: tuple[str, ...] = ()
     extra: str = "export"
-    check: Callable[[Job], None] = lambda job: None
+    refuses_config: Callable[[PreTrainedConfig, ModelAnatomy], Refusals] = lambda config, anatomy: ()
 
 
 TARGETS: Registry[Target] = Registry("export target")
@@ -107,9 +107,14 @@ class Exported:
     notes: tuple[str, ...] = field(default=())
 
 
-def refusals(anatomy: ModelAnatomy, target: str) -> Refusals:
-    """What ``target`` cannot express of a model. Raises UnknownNameError."""
-    return TARGETS[target].refuses(anatomy)
+def refusals(anatomy: ModelAnatomy, target: str, config: PreTrainedConfig | None = None) -> Refusals:
+    """What ``target`` cannot express of a shape; with its ``config``, of that model. Raises UnknownNameError."""
+    entry = TARGETS[target]
+    kind = None if config is None else kind_of(config)
+    if kind is not None and kind not in entry.kinds:
+        return (f"expected a model of the kind {' or '.join(entry.kinds)}, found one of the kind {kind}",)
+    found = entry.refuses(anatomy)
+    return found if found or config is None else entry.refuses_config(config, anatomy)
 
 
 def export(
@@ -170,30 +175,20 @@ def _job(source: Source, target: str, entry: Target) -> Job:
     precision = source.precision or next(iter(entry.precisions))
     if precision not in entry.precisions:
         raise UsageError(f"precision: {target} has {', '.join(entry.precisions)}, got {precision!r}")
-    if kind not in entry.kinds:
-        able = [name for name in TARGETS if kind in TARGETS[name].kinds]
-        raise ExportError(
-            f"{target}: expected a model of the kind {' or '.join(entry.kinds)}, found one of the kind {kind}. "
-            f"Targets that run it: {', '.join(able)}."
-        )
-    refused = entry.refuses(anatomy)
+    refused = refusals(anatomy, target, config)
     if refused:
         shown = "; ".join(refused[:5]) + (f"; and {len(refused) - 5} more" if len(refused) > 5 else "")
-        able = [
-            name for name in TARGETS if kind in TARGETS[name].kinds and not TARGETS[name].refuses(anatomy)
-        ]
+        able = [name for name in TARGETS if not refusals(anatomy, name, config)]
+        plan = f"; or plan for it: cascade compress --target-runtime {target}" if kind in entry.kinds else ""
         raise ExportError(
-            f"{target} cannot express this model: {shown}. Targets that can: {', '.join(able) or 'none'}; or plan for "
-            f"it: cascade compress --target-runtime {target}."
+            f"{target} cannot express this model: {shown}. Targets that can: {', '.join(able) or 'none'}{plan}."
         )
     missing = [package for package in entry.packages if importlib.util.find_spec(package) is None]
     if missing:
         raise UsageError(
             f"{target} needs {', '.join(missing)}, not installed here: pip install 'cascade-ops[{entry.extra}]'."
         )
-    job = Job(source=source, config=config, anatomy=anatomy, kind=kind, precision=precision, probes={})
-    entry.check(job)
-    return job
+    return Job(source=source, config=config, anatomy=anatomy, kind=kind, precision=precision, probes={})
 
 
 def _expected(model: PreTrainedModel, job: Job) -> list[Tensor]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cascade_ops.anatomy import ModelAnatomy
 from cascade_ops.engines import eager
 from cascade_ops.engines.base import Engine
+from cascade_ops.errors import ExportError
 from cascade_ops.export.auto import auto_class_of
 from cascade_ops.export.base import TARGETS, Job, Target
-from cascade_ops.export.plain import Refusals, plain_config, uneven, unnamed
+from cascade_ops.export.plain import Refusals, displaced, plain_config, uneven, unnamed
 
 
 def refuses(anatomy: ModelAnatomy) -> Refusals:
@@ -20,9 +21,16 @@ def refuses(anatomy: ModelAnatomy) -> Refusals:
     return (*uneven(anatomy, "hf"), *unnamed(anatomy))
 
 
-def check(job: Job) -> None:
-    """Raises ExportError where transformers refuses the config."""
-    plain_config(job.config, job.anatomy)
+def refuses_config(config: PreTrainedConfig, anatomy: ModelAnatomy) -> Refusals:
+    """Layers that know their place, and what transformers itself refuses."""
+    found = displaced(config, anatomy)
+    if found:
+        return found
+    try:
+        plain_config(config, anatomy)
+    except ExportError as error:
+        return (str(error),)
+    return ()
 
 
 def write(model: PreTrainedModel, folder: Path, job: Job) -> tuple[str, ...]:
@@ -53,11 +61,11 @@ TARGETS.add(
     Target(
         title="plain transformers",
         refuses=refuses,
+        refuses_config=refuses_config,
         kinds=("lm", "encoder", "image"),
         precisions={"as stored": 1e-4},
         write=write,
         open=open_folder,
-        check=check,
         how='from transformers import {auto}\n\nmodel = {auto}.from_pretrained(".")',
     ),
 )

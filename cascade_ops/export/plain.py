@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import transformers
@@ -12,6 +13,7 @@ from transformers import PreTrainedConfig
 from cascade_ops.anatomy import CONFIG_KEY, ModelAnatomy
 from cascade_ops.errors import ExportError
 from cascade_ops.families import FAMILIES
+from cascade_ops.families.view import LayerConfig
 
 Refusals = tuple[str, ...]
 """What a target cannot express, a sentence each; empty: it can run the model."""
@@ -57,6 +59,25 @@ def unnamed(anatomy: ModelAnatomy) -> Refusals:
     return tuple(found)
 
 
+def displaced(config: PreTrainedConfig, anatomy: ModelAnatomy) -> Refusals:
+    """Layers whose arithmetic depends on the place that they had before the cut."""
+    spec, found = FAMILIES[anatomy.model_type], []
+    text = getattr(config, "backbone_config", config)
+    for place, layer in enumerate(anatomy.layers):
+        for one in spec.attributes:
+            there, here = (_plain(one.value(text, at)) for at in (layer, replace(layer, source=place)))
+            if there != here:
+                found.append(
+                    f"layer {layer.source}: its {one.name} is that of its place in the dense model, and it would be "
+                    f"layer {place}: only the last layers may go"
+                )
+    return tuple(found)
+
+
+def _plain(value: object) -> object:
+    return value.own if isinstance(value, LayerConfig) else value
+
+
 def plain_config(config: PreTrainedConfig, anatomy: ModelAnatomy) -> PreTrainedConfig:
     """The config of the same model without a record of the cut; every layer must be of one shape.
 
@@ -80,9 +101,7 @@ def plain_config(config: PreTrainedConfig, anatomy: ModelAnatomy) -> PreTrainedC
     except (ValueError, StrictDataclassError) as error:
         alias = ALIASES.get(config.model_type)
         if alias is None or config.architectures is None:
-            raise ExportError(
-                f"hf: transformers refuses the config of this shape ({_first(error)})"
-            ) from error
+            raise ExportError(f"transformers refuses the config of this shape ({_first(error)})") from error
     return _as(alias, config, fields)
 
 
@@ -94,8 +113,8 @@ def _as(alias: str, config: PreTrainedConfig, fields: dict[str, Any]) -> PreTrai
     """The same fields under another model type, whose classes are named alike. Raises ExportError."""
     if fields.get("attention_bias") or fields.get("mlp_bias"):
         raise ExportError(
-            f"hf: {type(config).__name__} refuses this shape, and {alias} has no biases. Keep a number of heads that "
-            "divides hidden_size, or export to hf-remote."
+            f"{type(config).__name__} refuses this shape, and {alias} has no biases: keep a number of heads that "
+            "divides hidden_size"
         )
     own = type(transformers.AutoConfig.for_model(config.model_type)).__name__.removesuffix("Config")
     other = type(transformers.AutoConfig.for_model(alias)).__name__.removesuffix("Config")
